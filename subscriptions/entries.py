@@ -1,0 +1,94 @@
+"""What a directory holds of each row, and what can change in it. All of it is immutable."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeAlias
+from uuid import UUID
+
+from schemas.filters import Condition
+from subscriptions.tables import Ordering, Status
+
+
+@dataclass(frozen=True, slots=True)
+class OrganisationEntry:
+    """An organisation as ingest sees it."""
+
+    id: UUID
+    oin: str
+    name: str
+    amqp_user: str | None
+    sources: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class DomainEntry:
+    """A namespace of event types and its owner."""
+
+    id: UUID
+    name: str
+    organisation_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class GrantEntry:
+    """A grant that has not been revoked; `valid_until` is the first moment at which it no longer holds."""
+
+    id: UUID
+    registry_id: UUID
+    provider_id: UUID
+    types: tuple[str, ...]
+    valid_from: datetime
+    valid_until: datetime | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionEntry:
+    """A subscription that is matched."""
+
+    key: int
+    id: UUID
+    organisation_id: UUID
+    condition: Condition
+    ordering: Ordering
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class OrganisationChanged:
+    """The organisation is as `entry` from now on."""
+
+    id: UUID
+    entry: OrganisationEntry
+
+
+@dataclass(frozen=True, slots=True)
+class DomainChanged:
+    """The domain is as `entry` from now on."""
+
+    id: UUID
+    entry: DomainEntry
+
+
+@dataclass(frozen=True, slots=True)
+class GrantChanged:
+    """The grant is as `entry` from now on, or revoked."""
+
+    id: UUID
+    entry: GrantEntry | None
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionChanged:
+    """The subscription is as `entry` from now on, or no longer matched."""
+
+    key: int
+    entry: SubscriptionEntry | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadNeeded:
+    """The log doesn't say what changed: load everything again."""
+
+
+Change: TypeAlias = OrganisationChanged | DomainChanged | GrantChanged | SubscriptionChanged | ReloadNeeded

@@ -1,0 +1,180 @@
+"""The tables of organisations, keys, domains, grants and subscriptions. Invariants are constraints.
+
+States of a subscription:
+
+    requested ──► validating ──► active ◄──► paused
+        │             │            │ ▲          (matched: active, paused, disabled)
+        └─► refused ◄─┘            ▼ │
+                               disabled         any of them ──► ended
+"""
+
+from enum import StrEnum
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    Text,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+from subscriptions.database import metadata
+
+
+class Status(StrEnum):
+    """State of a subscription."""
+
+    REQUESTED = "requested"
+    VALIDATING = "validating"
+    ACTIVE = "active"
+    PAUSED = "paused"
+    DISABLED = "disabled"
+    REFUSED = "refused"
+    ENDED = "ended"
+
+
+MATCHED: Final = (Status.ACTIVE, Status.PAUSED, Status.DISABLED)
+"""The states in which events are matched and numbered."""
+
+
+class Ordering(StrEnum):
+    """What a subscription keeps in order: its events of one source and subject, all of them, or none."""
+
+    SUBJECT = "subject"
+    SUBSCRIPTION = "subscription"
+    NONE = "none"
+
+
+def _one_of(column: str, values: type[StrEnum]) -> CheckConstraint:
+    return CheckConstraint(f"{column} IN ({', '.join(repr(value.value) for value in values)})", name=column)
+
+
+def _moment(name: str, *, required: bool = False, **options: Any) -> Column[Any]:
+    return Column(name, DateTime(timezone=True), nullable=not required, **options)
+
+
+def _now(name: str) -> Column[Any]:
+    return _moment(name, required=True, server_default=func.now())
+
+
+def _texts(name: str, **options: Any) -> Column[Any]:
+    return Column(name, ARRAY(Text), nullable=False, server_default=text("'{}'"), **options)
+
+
+organisations = Table(
+    "organisations",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("oin", String(20), nullable=False, unique=True),
+    Column("name", Text, nullable=False),
+    Column("amqp_user", Text, unique=True, comment="RabbitMQ user that speaks for it, verified by RabbitMQ"),
+    _texts("sources", comment="Sources it may speak for besides urn:nld:oin:<its OIN>:…"),
+    _now("created_at"),
+    _now("updated_at"),
+    CheckConstraint("length(oin) = 20", name="oin_length"),
+    Index(None, "created_at", "id"),
+)
+
+domains = Table(
+    "domains",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False, unique=True, comment="Namespace of event types, such as nl.bag"),
+    Column("organisation_id", Uuid, ForeignKey("organisations.id"), nullable=False),
+    Column("description", Text),
+    Column("documentation_link", Text),
+    _texts("filter_attributes"),
+    _now("created_at"),
+    _now("updated_at"),
+    Index(None, "organisation_id"),
+    Index(None, "created_at", "id"),
+    comment="An event type belongs to the longest domain that is a prefix of it by labels",
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("organisation_id", Uuid, ForeignKey("organisations.id"), comment="Empty: a key of the operator"),
+    Column("digest", LargeBinary, nullable=False, unique=True, comment="SHA-256 of the key, which itself is not kept"),
+    Column("hint", String(4), nullable=False, comment="Last characters of the key, to recognise it by"),
+    _texts("scopes"),
+    Column("label", Text, nullable=False, server_default=""),
+    _now("created_at"),
+    _moment("expires_at"),
+    _moment("last_used_at", comment="Written at most once a minute"),
+    _moment("revoked_at"),
+    CheckConstraint("octet_length(digest) = 32", name="digest_length"),
+    Index(None, "organisation_id", "created_at", "id"),
+)
+
+grants = Table(
+    "grants",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("registry_id", Uuid, ForeignKey("organisations.id"), nullable=False),
+    Column("provider_id", Uuid, ForeignKey("organisations.id"), nullable=False),
+    _texts("types", comment="Event types, exact (nl.bag.pand-gewijzigd) or all within a domain (nl.bag.*)"),
+    Column("legal_basis", Text, nullable=False),
+    _moment("valid_from", required=True, server_default=func.now()),
+    _moment("valid_until"),
+    _now("created_at"),
+    _moment("revoked_at"),
+    CheckConstraint("cardinality(types) > 0", name="types_not_empty"),
+    CheckConstraint("valid_until > valid_from", name="validity"),
+    Index(None, "registry_id", "created_at", "id"),
+    Index(None, "provider_id", "created_at", "id"),
+    Index(None, "created_at", "id"),
+)
+
+subscriptions = Table(
+    "subscriptions",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("key", BigInteger, Identity(always=False), nullable=False, unique=True, comment="Internal short id"),
+    Column("organisation_id", Uuid, ForeignKey("organisations.id"), nullable=False),
+    Column("protocol", Text, nullable=False, server_default="HTTP"),
+    Column("protocol_settings", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("sink", Text, nullable=False),
+    Column("source", Text),
+    Column("domain", Text),
+    _texts("types"),
+    Column("filters", JSONB, nullable=False, server_default=text("'[]'"), comment="As given; AND of its elements"),
+    Column("config", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("subscriber_reference", Text),
+    Column("ordering", Text, nullable=False, server_default=Ordering.SUBJECT.value),
+    Column("retry", JSONB(none_as_null=True), comment="Seconds before each next attempt; empty: the default schedule"),
+    Column("status", Text, nullable=False, comment="See the states above the tables"),
+    Column("status_reason", Text, comment="A code, and after a colon what more there is to say"),
+    Column("secret", LargeBinary, nullable=False, comment="Signing secret, encrypted"),
+    Column("previous_secret", LargeBinary, comment="The one before, encrypted; signs too until it expires"),
+    _moment("previous_secret_expires_at"),
+    Column("allowed_rate", Integer, comment="Notifications a minute that the sink allows; empty: any"),
+    _moment("validate_at", comment="When the handshake with the sink is due; empty: none is"),
+    _moment("validated_at", comment="When this sink consented; empty: it has not"),
+    Column("version", BigInteger, nullable=False, server_default=text("1"), comment="Raised by each change"),
+    _now("created_at"),
+    _now("updated_at"),
+    _moment("ended_at"),
+    _one_of("status", Status),
+    _one_of("ordering", Ordering),
+    CheckConstraint("(status = 'ended') = (ended_at IS NOT NULL)", name="ended"),
+    CheckConstraint("status <> 'active' OR validated_at IS NOT NULL", name="active_consented"),
+    CheckConstraint("(previous_secret IS NULL) = (previous_secret_expires_at IS NULL)", name="previous_secret"),
+    CheckConstraint("allowed_rate > 0", name="allowed_rate"),
+    Index(None, "organisation_id", "key"),
+    Index("ix_subscriptions_validate_at", "validate_at", postgresql_where=text("validate_at IS NOT NULL")),
+    Index("ix_subscriptions_requested", "organisation_id", postgresql_where=text("status = 'requested'")),
+)
