@@ -1,0 +1,1 @@
+"""What people run beside the broker: the demo, publishing, listening, benchmarks. Imported by `broker.cli` only."""
