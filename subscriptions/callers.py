@@ -1,0 +1,267 @@
+"""Who calls: API keys, their scopes and their pace.
+
+A key is looked up at most once in `cache_seconds`, so a request costs no database round trip and a revoked key works
+no longer than that; its last use is written at most once a minute.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Final
+from uuid import UUID, uuid4
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import func, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from schemas.problems import Forbidden, NotFound, TooManyRequests, Unauthenticated
+from subscriptions.database import AnyRow
+from subscriptions.secrets import API_KEY_PREFIX, api_key, digest_of
+from subscriptions.tables import api_keys, organisations
+
+_LAST_USED_EVERY: Final = timedelta(minutes=1)
+_LONGEST_KEY: Final = 200
+
+
+class Scope(StrEnum):
+    """What a key may be used for."""
+
+    PUBLISH = "events.publish"
+    CONSUME = "events.consume"
+    MANAGE = "registry.manage"
+    OPERATE = "operate"
+    DISCLOSURES = "disclosures.read"
+
+
+ORGANISATION_SCOPES: Final = frozenset(Scope) - {Scope.OPERATE}
+"""What a key of an organisation can have; `operate` is for keys that belong to none."""
+
+
+class ApiSettings(BaseModel):
+    """What the API accepts, and how callers are recognised and paced."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rate_per_second: float = Field(default=200, ge=50, le=100_000, description="Requests a second for each key.")
+    burst: int = Field(default=400, ge=50, le=1_000_000, description="Requests that a key may make at once.")
+    cache_seconds: float = Field(default=1, ge=0, le=2, description="How long a looked-up key is believed, s.")
+    cache_size: int = Field(default=10_000, ge=100, le=1_000_000, description="Keys remembered by one process.")
+    max_body_bytes: int = Field(
+        default=1 << 20, ge=16 << 10, le=64 << 20, description="Largest body of a request that manages, in bytes."
+    )
+    allow_http_sinks: bool = Field(default=False, description="Accept sinks over plain http, for development.")
+    public_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^\s?#]+[^\s?#/]$",
+        description="Base URL of the API as callers see it, ending in /v1, when a proxy stands before it.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Organisation:
+    """The organisation that a caller speaks for."""
+
+    id: UUID
+    oin: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Someone whose key we know. No organisation: the operator."""
+
+    key_id: UUID
+    organisation: Organisation | None
+    scopes: frozenset[Scope]
+
+    @property
+    def is_operator(self) -> bool:
+        """Tells whether this is an operator, who sees every organisation's resources."""
+        return self.organisation is None and Scope.OPERATE in self.scopes
+
+    @property
+    def own(self) -> Organisation:
+        """The caller's organisation.
+
+        Raises:
+            Forbidden: the key belongs to no organisation, and this needs one.
+        """
+        if self.organisation is None:
+            raise Forbidden("This needs a key that belongs to an organisation.")
+        return self.organisation
+
+    def require(self, scopes: Iterable[str]) -> None:
+        """Raises `Forbidden` unless the caller has one of the scopes."""
+        needed = list(scopes)
+        if self.scopes.isdisjoint(needed):
+            raise Forbidden(f"This needs a key with scope {' or '.join(needed)}.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    caller: Caller | None
+    expires_at: datetime | None
+    read_at: float
+
+
+@dataclass(slots=True)
+class _Bucket:
+    tokens: float
+    filled_at: float
+
+
+class Callers:
+    """Recognises callers by their `Authorization` header, and holds each key to its rate."""
+
+    def __init__(
+        self, engine: AsyncEngine, settings: ApiSettings, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._clock = clock
+        self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        self._buckets: OrderedDict[UUID, _Bucket] = OrderedDict()
+
+    async def authenticate(self, header: str | None) -> Caller:
+        """Returns the caller whose key the header holds.
+
+        Raises:
+            Unauthenticated: no key, or one that is unknown, expired or revoked.
+        """
+        if not header:
+            raise Unauthenticated
+        scheme, _, key = header.partition(" ")
+        key = key.strip()
+        if scheme.lower() != "bearer" or not key.startswith(API_KEY_PREFIX) or len(key) > _LONGEST_KEY:
+            raise Unauthenticated(known=True)
+        known = await self._look_up(digest_of(key))
+        if known.caller is None or (known.expires_at is not None and known.expires_at <= datetime.now(UTC)):
+            raise Unauthenticated(known=True)
+        return known.caller
+
+    def take(self, caller: Caller) -> None:
+        """Counts one request of this caller.
+
+        Raises:
+            TooManyRequests: the key is over its rate; says when the next request can be made.
+        """
+        now, rate, burst = self._clock(), self._settings.rate_per_second, self._settings.burst
+        bucket = self._buckets.get(caller.key_id)
+        if bucket is None:
+            bucket = self._buckets[caller.key_id] = _Bucket(burst, now)
+            if len(self._buckets) > self._settings.cache_size:
+                self._buckets.popitem(last=False)
+        self._buckets.move_to_end(caller.key_id)
+        bucket.tokens = min(burst, bucket.tokens + (now - bucket.filled_at) * rate)
+        bucket.filled_at = now
+        if bucket.tokens < 1:
+            raise TooManyRequests((1 - bucket.tokens) / rate)
+        bucket.tokens -= 1
+
+    async def _look_up(self, digest: bytes) -> _Known:
+        known = self._known.get(digest)
+        if known is not None and self._clock() - known.read_at < self._settings.cache_seconds:
+            return known
+        read_at = self._clock()
+        async with self._engine.begin() as connection:
+            row = await _find_key(connection, digest)
+            if row is not None:
+                await _note_use(connection, row)
+        caller = None if row is None else _caller(row)
+        known = _Known(caller, None if row is None else row.expires_at, read_at)
+        self._known[digest] = known
+        self._known.move_to_end(digest)
+        if len(self._known) > self._settings.cache_size:
+            self._known.popitem(last=False)
+        return known
+
+
+async def _find_key(connection: AsyncConnection, digest: bytes) -> AnyRow | None:
+    # Finds a key that still works, with its organisation.
+    found = await connection.execute(
+        select(
+            api_keys.c.id,
+            api_keys.c.organisation_id,
+            api_keys.c.scopes,
+            api_keys.c.expires_at,
+            api_keys.c.last_used_at,
+            organisations.c.oin,
+            organisations.c.name,
+        )
+        .outerjoin_from(api_keys, organisations, organisations.c.id == api_keys.c.organisation_id)
+        .where(
+            api_keys.c.digest == digest,
+            api_keys.c.revoked_at.is_(None),
+            or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > func.now()),
+        )
+    )
+    return found.one_or_none()
+
+
+async def _note_use(connection: AsyncConnection, row: AnyRow) -> None:
+    # Writes the last use, at most once a minute for each key over all processes.
+    if row.last_used_at is not None and datetime.now(UTC) - row.last_used_at < _LAST_USED_EVERY:
+        return
+    stale = or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at < func.now() - _LAST_USED_EVERY)
+    await connection.execute(update(api_keys).where(api_keys.c.id == row.id, stale).values(last_used_at=func.now()))
+
+
+def _caller(row: AnyRow) -> Caller:
+    organisation = None if row.organisation_id is None else Organisation(row.organisation_id, row.oin, row.name)
+    known = {scope.value for scope in Scope}
+    return Caller(row.id, organisation, frozenset(Scope(scope) for scope in row.scopes if scope in known))
+
+
+async def create_key(
+    connection: AsyncConnection,
+    *,
+    organisation_id: UUID | None,
+    scopes: Iterable[Scope],
+    label: str = "",
+    expires_at: datetime | None = None,
+) -> tuple[str, AnyRow]:
+    """Makes a key and returns it with its row. The key itself is shown now and never again.
+
+    Raises:
+        ValueError: `operate` for a key of an organisation.
+    """
+    wanted = sorted(set(scopes))
+    if organisation_id is not None and Scope.OPERATE in wanted:
+        raise ValueError("a key of an organisation can't have the scope operate")
+    key = api_key()
+    row = await connection.execute(
+        insert(api_keys)
+        .values(
+            id=uuid4(),
+            organisation_id=organisation_id,
+            digest=digest_of(key),
+            hint=key[-4:],
+            scopes=wanted,
+            label=label,
+            expires_at=expires_at,
+        )
+        .returning(api_keys)
+    )
+    return key, row.one()
+
+
+async def revoke_key(connection: AsyncConnection, organisation_id: UUID | None, key_id: UUID) -> None:
+    """Revokes a key; within `cache_seconds` no process takes it any more.
+
+    Raises:
+        NotFound: this organisation has no such key, or it was revoked before.
+    """
+    result = await connection.execute(
+        update(api_keys)
+        .where(
+            api_keys.c.id == key_id,
+            api_keys.c.organisation_id.is_not_distinct_from(organisation_id),
+            api_keys.c.revoked_at.is_(None),
+        )
+        .values(revoked_at=func.now())
+    )
+    if result.rowcount != 1:
+        raise NotFound
