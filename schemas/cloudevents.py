@@ -14,7 +14,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import orjson
@@ -40,6 +40,7 @@ __all__ = [
     "RESERVED_NAMES",
     "WARNING_CODES",
     "AttributeValue",
+    "Draft",
     "Event",
     "InvalidEvent",
     "from_batch",
@@ -87,6 +88,17 @@ class Event:
     def time(self) -> str | None:
         """RFC 3339, as published."""
         return cast("str | None", self.attributes.get("time"))
+
+
+class Draft(NamedTuple):
+    """An event that a tool wants to publish: unchecked attributes, and data that JSON can say (None for none)."""
+
+    attributes: dict[str, AttributeValue]
+    data: Any | None
+
+    def encode(self) -> bytes:
+        """The structured form, canonical."""
+        return to_structured(self.attributes, self.data)
 
 
 _Members = dict[str, msgspec.Raw]
