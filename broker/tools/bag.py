@@ -36,7 +36,7 @@ from broker.tools.bag_xml import find, local, read_children, records, text
 from schemas.cloudevents import DEFAULT_MAX_BYTES, AttributeValue, Draft
 from schemas.identifiers import is_bag_id
 
-__all__ = ["BagFileError", "Limits", "read_extract", "read_mutations"]
+__all__ = ["EVENT_TYPES", "BagFileError", "Limits", "read_extract", "read_mutations"]
 
 _ROOM = 4096
 """Bytes of an event kept free for what the broker adds to each notification."""
@@ -49,6 +49,16 @@ _OBJECTS = {
     "Verblijfsobject": "verblijfsobject",
     "Woonplaats": "woonplaats",
 }
+EVENT_TYPES: dict[str, str] = {
+    f"nl.bag.{object_}-{what}": f"An occurrence of object type {object_} {meaning}"
+    for object_ in _OBJECTS.values()
+    for what, meaning in (
+        ("voorkomen", "as the register holds it, from an extract"),
+        ("nieuw", "was added"),
+        ("gewijzigd", "was changed; with the state before and after"),
+    )
+}
+"""Every type that the two readers can produce, with its meaning in a line."""
 _MUTATIONS = "BAG-Mutaties-Deelbestand-LVC"
 _SKIPPED = re.compile(r"GEM-WPL-RELATIE|InOnderzoek|Leveringsdocument", re.IGNORECASE)
 _PARTS = (
