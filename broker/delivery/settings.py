@@ -1,0 +1,37 @@
+"""Settings of delivery and of the fence, with their bounds."""
+
+from ipaddress import IPv4Network, IPv6Network
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class DeliverySettings(BaseModel):
+    """How notifications are sent."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shards: int = Field(default=64, ge=1, le=1024, description="Shards of subscriptions; fixed at first start.")
+    concurrency: int = Field(default=16, ge=1, le=256, description="Attempts under way for one sink at most.")
+    window: int = Field(default=128, ge=8, le=4096, description="Deliveries of one subscription in memory at most.")
+    attempt_seconds: float = Field(default=10, gt=0, le=120, description="Limit for one attempt, look-up to answer.")
+    lease_seconds: float = Field(default=6, ge=1, le=60, description="How long shards stay with a silent process.")
+    sweep_seconds: float = Field(default=5, ge=0.5, le=300, description="Look for pending work this often, unasked.")
+    linger_seconds: float = Field(default=0.004, ge=0, le=1, description="Wait to record outcomes together.")
+    unrecorded_max: int = Field(default=5000, ge=100, le=100_000, description="No new attempts above this many.")
+    body_cache_bytes: int = Field(default=64 << 20, ge=1 << 20, le=1 << 32, description="Event bodies kept in memory.")
+    grace_seconds: float = Field(default=8, ge=0, le=300, description="At shutdown, time for attempts under way.")
+    origin: str = Field(
+        default="bode", min_length=1, max_length=253, description="WebHook-Request-Origin: our DNS name."
+    )
+
+
+class FenceSettings(BaseModel):
+    """What sinks may make the broker connect to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    allow: tuple[IPv4Network | IPv6Network, ...] = Field(
+        default=(), description="Special-purpose networks that sinks may be in, such as 127.0.0.0/8; none by default."
+    )
+    ports: tuple[int, ...] = Field(default=(), description="Ports that sinks may use; empty allows every port.")
+    resolve_seconds: float = Field(default=5, gt=0, le=60, description="Limit for one name look-up.")

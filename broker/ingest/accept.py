@@ -1,0 +1,248 @@
+"""Acceptance: a batch of messages becomes events, deliveries and rejections in one commit. Both doors end here.
+
+    message ──► parsed? ──► publisher known, may speak for the source, owns the type? ──► matched ──► new? ──► commit
+                  │no                          │no                                                 │no
+                  └──────────► rejection ◄─────┘                                   known duplicate ◄┘
+
+Nothing is poison: whatever a message holds, it ends as one of the three, and is acknowledged after the commit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+from uuid import UUID
+
+import asyncpg
+
+from broker.ingest.view import View
+from broker.storage import acceptance
+from broker.storage.acceptance import DELIVERY_COLUMNS, EVENT_COLUMNS, Rejection
+from broker.storage.fingerprints import Fingerprints
+from broker.storage.sealing import seal_body
+from broker.telemetry import ACCEPTED, DUPLICATES, MATCHED, REJECTED, WARNINGS
+from schemas.cloudevents import Event, InvalidEvent
+from subscriptions.secrets import KeyRing
+from subscriptions.tables import Ordering
+
+_RETRIES: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Something a publisher sent: an event, or the reason why it is none.
+
+    `publisher` is the user that RabbitMQ (or the API) vouches for; None when nobody does.
+    """
+
+    publisher: str | None
+    content: Event | InvalidEvent
+    raw: bytes
+    routing_key: str | None = None
+    subject_header: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Committed with all its deliveries; `subscriptions` have something new to send."""
+
+    event_key: int
+    subscriptions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """`source` and `id` were accepted before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Committed as a rejection."""
+
+    code: str
+    detail: str
+    attribute: str | None
+
+
+Result = Accepted | Duplicate | Rejected
+
+
+@dataclass(slots=True)
+class _Candidate:
+    event: Event
+    organisation_id: UUID
+    digest: bytes
+    lane: int | None
+    matches: list[tuple[int, int | None, UUID]]
+    """(subscription, lane, grant)"""
+
+
+class Acceptor:
+    """Accepts batches. One at a time for each ingest queue keeps the queue's order."""
+
+    def __init__(self, pool: asyncpg.Pool, view: View, keys: KeyRing, fingerprints: Fingerprints) -> None:
+        self._pool = pool
+        self._view = view
+        self._keys = keys
+        self._fingerprints = fingerprints
+
+    async def accept(self, batch: Sequence[Message]) -> list[Result]:
+        """Commit a batch; the results stand in its order.
+
+        Deadlocks and serialization failures are retried; the limit only bounds a bug.
+
+        Raises:
+            asyncpg.PostgresError, OSError: when the database can't commit; nothing was accepted then.
+        """
+        for attempt in range(_RETRIES):
+            try:
+                return await self._commit(batch)
+            except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.UniqueViolationError):
+                if attempt == _RETRIES - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _commit(self, batch: Sequence[Message]) -> list[Result]:
+        async with self._pool.acquire() as connection, connection.transaction():
+            await acceptance.enter_gate(connection)
+            head = await acceptance.read_head(connection, len(batch))
+            await self._view.catch_up(head.version)
+            results, candidates = self._sort(batch, head.event_keys)
+            new = (
+                await acceptance.claim_ids(connection, [c.digest for c in candidates.values()], list(candidates))
+                if candidates
+                else set()
+            )
+            accepted = {key: candidate for key, candidate in candidates.items() if key in new}
+            await self._write(connection, accepted)
+            rejections = [self._rejection(m, r) for m, r in zip(batch, results, strict=True) if isinstance(r, Rejected)]
+            if rejections:
+                await acceptance.reject(connection, rejections)
+        finished: list[Result] = []
+        for result in results:
+            if isinstance(result, Accepted) and result.event_key not in new:
+                finished.append(Duplicate())
+            else:
+                finished.append(result)
+        _count(finished, accepted)
+        return finished
+
+    def _sort(self, batch: Sequence[Message], keys: Sequence[int]) -> tuple[list[Result], dict[int, _Candidate]]:
+        """Judge and match each message; of one event twice in a batch the first is the candidate."""
+        results: list[Result] = []
+        candidates: dict[int, _Candidate] = {}
+        seen: set[bytes] = set()
+        now = datetime.now(UTC)
+        for message, key in zip(batch, keys, strict=True):
+            judged = self._judge(message, now)
+            if isinstance(judged, Rejected):
+                results.append(judged)
+            elif judged.digest in seen:
+                results.append(Duplicate())
+            else:
+                seen.add(judged.digest)
+                candidates[key] = judged
+                results.append(Accepted(key, tuple(match[0] for match in judged.matches)))
+        return results, candidates
+
+    def _judge(self, message: Message, now: datetime) -> _Candidate | Rejected:
+        event = message.content
+        if isinstance(event, InvalidEvent):
+            return Rejected(event.code, event.detail, event.attribute)
+        directory = self._view.directory
+        if message.publisher is None:
+            return Rejected("publisher-unknown", "the message carries no user_id that RabbitMQ has verified", None)
+        organisation = directory.organisation_of_user(message.publisher)
+        if organisation is None:
+            return Rejected("publisher-unknown", "no organisation publishes as this user", None)
+        if not directory.may_speak_for(organisation.id, event.source):
+            return Rejected("source-not-yours", "this publisher may not speak for this source", "source")
+        if directory.owner_of_type(event.type) != organisation.id:
+            return Rejected("type-not-yours", "no domain of this publisher covers this type", "type")
+        if message.routing_key is not None and message.routing_key != event.type:
+            return Rejected("routing-key-mismatch", "the routing key must be the event's type", "type")
+        if message.subject_header is not None and message.subject_header != event.subject:
+            return Rejected(
+                "subject-header-mismatch", "the header cloudEvents:subject differs from the event's subject", "subject"
+            )
+        lane = None if event.subject is None else self._fingerprints.lane(event.source, event.subject)
+        matches = []
+        for key in self._view.index.match(event):
+            entry = directory.subscriptions[key]
+            grant = directory.granted(entry.organisation_id, event.type, now)
+            if grant is not None:
+                matches.append((key, _lane_for(entry.ordering, lane), grant))
+        digest = self._fingerprints.event(event.source, event.id)
+        return _Candidate(event, organisation.id, digest, lane, matches)
+
+    async def _write(self, connection: asyncpg.Connection, accepted: dict[int, _Candidate]) -> None:
+        if not accepted:
+            return
+        amounts: dict[int, int] = {}
+        for candidate in accepted.values():
+            for subscription, _, _ in candidate.matches:
+                amounts[subscription] = amounts.get(subscription, 0) + 1
+        await connection.copy_records_to_table(
+            "events", columns=EVENT_COLUMNS, records=[self._event_row(key, c) for key, c in accepted.items()]
+        )
+        if not amounts:
+            return
+        next_number = await acceptance.take_numbers(connection, amounts)
+        rows = []
+        for key, candidate in accepted.items():
+            for subscription, lane, grant in candidate.matches:
+                number = next_number[subscription]
+                next_number[subscription] = number + 1
+                rows.append((subscription, number, key, lane, grant))
+        await connection.copy_records_to_table("deliveries", columns=DELIVERY_COLUMNS, records=rows)
+
+    def _event_row(self, key: int, candidate: _Candidate) -> tuple[object, ...]:
+        event = candidate.event
+        return (
+            key,
+            candidate.organisation_id,
+            event.source,
+            event.id,
+            event.type,
+            len(event.body),
+            candidate.lane,
+            seal_body(self._keys, key, event.body),
+        )
+
+    def _rejection(self, message: Message, rejected: Rejected) -> Rejection:
+        event = message.content if isinstance(message.content, Event) else None
+        organisation = self._view.directory.organisation_of_user(message.publisher) if message.publisher else None
+        return Rejection(
+            self._fingerprints.message(message.publisher or "", message.raw),
+            organisation.id if organisation else None,
+            rejected.code,
+            rejected.detail,
+            rejected.attribute,
+            event.source if event else None,
+            event.id if event else None,
+            event.type if event else None,
+            len(message.raw),
+        )
+
+
+def _lane_for(ordering: Ordering, lane: int | None) -> int | None:
+    match ordering:
+        case Ordering.SUBJECT:
+            return lane
+        case Ordering.SUBSCRIPTION:
+            return 0
+        case Ordering.NONE:
+            return None
+
+
+def _count(results: Sequence[Result], accepted: dict[int, _Candidate]) -> None:
+    ACCEPTED.inc(len(accepted))
+    MATCHED.inc(sum(len(candidate.matches) for candidate in accepted.values()))
+    for candidate in accepted.values():
+        for warning in candidate.event.warnings:
+            WARNINGS.labels(warning).inc()
+    for result in results:
+        if isinstance(result, Duplicate):
+            DUPLICATES.inc()
+        elif isinstance(result, Rejected):
+            REJECTED.labels(result.code).inc()

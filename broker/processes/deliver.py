@@ -1,0 +1,205 @@
+"""`bode deliver`: owns shards of subscriptions and sends what is pending in them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+from broker.delivery.bodies import Bodies
+from broker.delivery.client import Client
+from broker.delivery.engine import DATABASE_TROUBLE, Engine
+from broker.delivery.fence import Fence
+from broker.delivery.handshake import Handshaker
+from broker.delivery.office import DirectoryOffice
+from broker.delivery.recorder import Recorder
+from broker.delivery.sender import Sender
+from broker.leasing import Leasing
+from broker.processes.resources import Resources, open_resources
+from broker.processes.serving import Site, status_app, tell_ready
+from broker.processes.workers import Readiness, run_workers, stop_on_signals
+from broker.settings import Settings
+from broker.storage import installation, leases, records
+from broker.storage.acceptance import DELIVERIES_CHANNEL, EVERYTHING
+from broker.storage.listening import Listener
+from broker.storage.partitions import ensure_partitions
+from broker.telemetry import PENDING, SHARDS, WORKER_ERRORS, log
+from subscriptions.change_log import CHANGES_CHANNEL
+
+SHARD_LEASE = "shard"
+_POOL_SIZE = 6
+_HOUSE_EVERY = 2.0
+_PARTITIONS_EVERY = 3600.0
+
+
+async def run(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT."""
+    stop = stop_on_signals()
+    owner = uuid4()
+    name = leases.application_name(owner)
+    session = records.connection_settings(name)
+    async with open_resources(settings, name=name, session=session, pool_size=_POOL_SIZE) as resources:
+        shards = await installation.fixed_number(resources.pool, "shards", settings.delivery.shards)
+        async with resources.pool.acquire() as connection:
+            await leases.create(connection, SHARD_LEASE, shards)
+        process = DeliverProcess(resources, owner, shards)
+        try:
+            await process.office.load()
+            await run_workers(process.workers(), stop=stop, drain=process.drain)
+        finally:
+            process.close()
+
+
+class DeliverProcess:
+    """The parts of a deliver process, joined."""
+
+    def __init__(self, resources: Resources, owner: UUID, shards: int) -> None:
+        settings = resources.settings
+        self._resources = resources
+        self._shards = shards
+        self._delivery = settings.delivery.model_copy(update={"shards": shards})
+        self._sweep_asked = asyncio.Event()
+        self._fence = Fence(
+            allow=settings.fence.allow, ports=settings.fence.ports, resolve_seconds=settings.fence.resolve_seconds
+        )
+        self._client = Client(self._fence, total_seconds=self._delivery.attempt_seconds)
+        self._recorder = Recorder(resources.pool, shards, self._delivery.linger_seconds)
+        self._bodies = Bodies(resources.pool, resources.keys, self._delivery.body_cache_bytes)
+        self._handshaker = Handshaker(resources.engine, self._client, self._delivery.origin)
+        self.office = DirectoryOffice(
+            resources.engine,
+            resources.keys,
+            changed=self._subscription_changed,
+            reloaded=self._everything_changed,
+            applied=self._changes_applied,
+        )
+        self._leasing = Leasing(
+            resources.pool,
+            SHARD_LEASE,
+            owner,
+            count=shards,
+            span=timedelta(seconds=self._delivery.lease_seconds),
+            gained=self._shards_gained,
+            released=self._shards_released,
+            applied_version=lambda: self.office.version,
+        )
+        self._engine = Engine(
+            resources.pool,
+            self._delivery,
+            self._leasing,
+            self.office,
+            Sender(self._client, self._delivery.origin),
+            self._bodies,
+            self._recorder,
+        )
+        self._listener = Listener(
+            resources.dsn,
+            {DELIVERIES_CHANNEL: self._woken, CHANGES_CHANNEL: self._changes_told},
+            self._listening_again,
+            leases.application_name(owner),
+        )
+        readiness = Readiness({"database": resources.database_answers})
+        self._site = Site(status_app(readiness), str(settings.serve.host), settings.serve.metrics_port)
+
+    def workers(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        """The workers, by name."""
+        return {
+            "leases": self._leasing.run,
+            "office": self.office.run,
+            "listener": self._listener.run,
+            "bodies": self._bodies.run,
+            "feed": self._engine.feed,
+            "sweep": self._engine.sweep,
+            "sweep-asked": self._sweep_when_asked,
+            "recorder": self._recorder.run,
+            "handshakes": self._handshaker.run,
+            "house": self._keep_house,
+            "site": self._site.run,
+            "announce": self._announce,
+        }
+
+    async def drain(self) -> None:
+        """Let attempts under way end, record them, give the shards back; what isn't done in time is done elsewhere."""
+        try:
+            async with asyncio.timeout(self._delivery.grace_seconds + 5):
+                await self._engine.stop()
+                await self._recorder.drained()
+                await self._leasing.leave()
+        except (TimeoutError, *DATABASE_TROUBLE) as error:
+            log().warning("shutdown-incomplete", error=type(error).__name__, unrecorded=self._recorder.unrecorded)
+
+    def close(self) -> None:
+        """Close connections to sinks."""
+        self._client.close()
+        self._fence.close()
+
+    # what the parts tell each other
+
+    async def _shards_gained(self, _: Iterable[int]) -> None:
+        self._sweep_asked.set()
+
+    async def _shards_released(self, numbers: Iterable[int]) -> None:
+        await self._engine.released(numbers)
+
+    def _subscription_changed(self, key: int) -> None:
+        self._engine.changed(key)
+        self._handshaker.ask()
+
+    def _everything_changed(self) -> None:
+        self._engine.forget()
+        self._sweep_asked.set()
+
+    def _changes_applied(self) -> None:
+        self._leasing.nudge()
+
+    def _changes_told(self, _: str) -> None:
+        self.office.ask()
+        self._handshaker.ask()
+
+    def _listening_again(self) -> None:
+        self._sweep_asked.set()
+        self.office.ask()
+
+    def _woken(self, payload: str) -> None:
+        if payload == EVERYTHING:
+            self._sweep_asked.set()
+        else:
+            self._engine.wake(map(int, payload.split(",")))
+
+    # small workers
+
+    async def _sweep_when_asked(self) -> None:
+        while True:
+            await self._sweep_asked.wait()
+            self._sweep_asked.clear()
+            try:
+                await self._engine.sweep_once()
+            except DATABASE_TROUBLE:
+                WORKER_ERRORS.labels("sweep").inc()
+                await asyncio.sleep(0.5)
+                self._sweep_asked.set()
+
+    async def _announce(self) -> None:
+        await self._site.started()
+        tell_ready(self._site.port)
+        log().info("process-ready", port=self._site.port, shards=self._shards)
+        await asyncio.Event().wait()
+
+    async def _keep_house(self) -> None:
+        """Every few seconds: figures and idle connections; every hour: partitions ahead of time."""
+        loop = asyncio.get_running_loop()
+        partitions_at = loop.time()
+        while True:
+            await asyncio.sleep(_HOUSE_EVERY)
+            self._client.close_idle()
+            SHARDS.set(len(self._leasing.epochs))
+            try:
+                async with self._resources.pool.acquire() as connection:
+                    matched, ended = await records.totals(connection, list(self._leasing.epochs), self._shards)
+                PENDING.set(matched - ended)
+                if loop.time() >= partitions_at:
+                    async with self._resources.engine.begin() as transaction:
+                        await ensure_partitions(transaction, datetime.now(UTC))
+                    partitions_at = loop.time() + _PARTITIONS_EVERY
+            except DATABASE_TROUBLE as error:
+                WORKER_ERRORS.labels("house").inc()
+                log().warning("house-not-kept", error=type(error).__name__)

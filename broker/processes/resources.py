@@ -1,0 +1,68 @@
+"""What every process opens at start and closes at its end: pools, engine, keys."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import asyncpg
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from broker.settings import Settings
+from broker.storage import installation
+from broker.storage.fingerprints import Fingerprints
+from broker.telemetry import log
+from subscriptions.database import create_engine
+from subscriptions.secrets import KeyRing
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """The open doors of one process."""
+
+    settings: Settings
+    dsn: str
+    engine: AsyncEngine
+    pool: asyncpg.Pool
+    keys: KeyRing
+    fingerprints: Fingerprints
+
+    async def database_answers(self) -> bool:
+        """A readiness check."""
+        async with self.engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+        return True
+
+
+@asynccontextmanager
+async def open_resources(
+    settings: Settings, *, name: str, session: Mapping[str, str], pool_size: int
+) -> AsyncIterator[Resources]:
+    """Open what a process needs; waits for the database, because it may start later than we do."""
+    dsn = settings.database.url.get_secret_value()
+    keys = KeyRing(settings.secrets.keys)
+    engine = create_engine(settings.database, application_name=name)
+    pool = await _open_pool(dsn, {"application_name": name, **session}, pool_size)
+    try:
+        yield Resources(settings, dsn, engine, pool, keys, await installation.fingerprints(pool, keys))
+    finally:
+        await engine.dispose()
+        try:
+            async with asyncio.timeout(3):
+                await pool.close()
+        except TimeoutError:
+            pool.terminate()
+
+
+async def _open_pool(dsn: str, session: Mapping[str, str], size: int) -> asyncpg.Pool:
+    pause = 0.1
+    while True:
+        try:
+            return await asyncpg.create_pool(
+                dsn, min_size=1, max_size=size, timeout=5, server_settings=dict(session), command_timeout=60
+            )
+        except (asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError, OSError, TimeoutError) as error:
+            log().warning("database-not-ready", error=type(error).__name__)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 2.0)

@@ -1,0 +1,134 @@
+"""The statements of acceptance: one transaction that holds events, numbers, deliveries and rejections (promise 1).
+
+Order inside the transaction, which every ingest process keeps, so that none waits for another in a circle:
+gate (shared) → event ids in digest order → numbers in subscription order → the rest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+from uuid import UUID
+
+import asyncpg
+
+from broker.storage.tables import KEY_SHIFT
+from subscriptions.change_log import READ_HEAD_SQL, TAKE_SHARED_SQL
+
+_HEAD = f"""
+SELECT ({READ_HEAD_SQL}) AS version,
+       (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS milliseconds,
+       ARRAY(SELECT nextval('event_counter') FROM generate_series(1, $1)) AS counters
+"""
+"""The version of the change log that is in force, and what event keys are made of."""
+
+_CLAIM_IDS = """
+INSERT INTO event_ids (digest, event_key)
+SELECT digest, event_key FROM unnest($1::bytea[], $2::bigint[]) AS new (digest, event_key) ORDER BY digest
+ON CONFLICT DO NOTHING
+RETURNING event_key
+"""
+"""Promise 4: of one source+id one transaction ever gets its key back; a concurrent one waits, then gets nothing."""
+
+_TAKE_NUMBERS = """
+INSERT INTO subscription_numbers AS numbers (subscription, last_sequence)
+SELECT subscription, amount FROM unnest($1::bigint[], $2::bigint[]) AS new (subscription, amount) ORDER BY subscription
+ON CONFLICT (subscription) DO UPDATE SET last_sequence = numbers.last_sequence + excluded.last_sequence
+RETURNING subscription, last_sequence
+"""
+"""Promise 5: contiguous numbers, taken under row locks in id order and held to commit; never a sequence."""
+
+_REJECT = """
+INSERT INTO rejections (digest, organisation_id, code, detail, attribute, source, event_id, event_type, bytes)
+SELECT * FROM unnest($1::bytea[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+                     $9::int[]) AS new ORDER BY 1
+ON CONFLICT (digest) DO UPDATE SET times = rejections.times + 1, rejected_at = now()
+"""
+"""One row for one message: a redelivery after a crash counts, and doesn't pile up."""
+
+DELIVERIES_CHANNEL: Final = "bode_deliveries"
+EVERYTHING: Final = "*"
+"""As a payload: too many subscriptions have something new to name them."""
+
+_WAKE = f"SELECT pg_notify('{DELIVERIES_CHANNEL}', payload) FROM unnest($1::text[]) AS payload"
+
+EVENT_COLUMNS = ("key", "organisation_id", "source", "id", "type", "bytes", "lane", "body")
+DELIVERY_COLUMNS = ("subscription", "sequence", "event_key", "lane", "grant_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What one acceptance starts from."""
+
+    version: int
+    event_keys: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A message that became no event, with a reason that its registry can read."""
+
+    digest: bytes
+    organisation_id: UUID | None
+    code: str
+    detail: str
+    attribute: str | None
+    source: str | None
+    event_id: str | None
+    event_type: str | None
+    bytes: int
+
+
+async def enter_gate(connection: asyncpg.Connection) -> None:
+    """Hold changes back until this transaction ends; waits while one is being committed."""
+    await connection.execute(TAKE_SHARED_SQL)
+
+
+async def read_head(connection: asyncpg.Connection, events: int) -> Head:
+    """Read the change log's version and make `events` keys."""
+    row = await connection.fetchrow(_HEAD, events)
+    mask = (1 << KEY_SHIFT) - 1
+    base = row["milliseconds"] << KEY_SHIFT
+    return Head(row["version"], [base | (counter & mask) for counter in row["counters"]])
+
+
+async def claim_ids(connection: asyncpg.Connection, digests: Sequence[bytes], keys: Sequence[int]) -> set[int]:
+    """Claim events by digest; the keys of those that are new."""
+    return {row[0] for row in await connection.fetch(_CLAIM_IDS, digests, keys)}
+
+
+async def take_numbers(connection: asyncpg.Connection, amounts: dict[int, int]) -> dict[int, int]:
+    """Take `amounts[subscription]` numbers for each; the first number of each."""
+    rows = await connection.fetch(_TAKE_NUMBERS, list(amounts), list(amounts.values()))
+    return {row[0]: row[1] - amounts[row[0]] + 1 for row in rows}
+
+
+async def reject(connection: asyncpg.Connection, rejections: Sequence[Rejection]) -> None:
+    """Write rejections; each message once."""
+    unique = {rejection.digest: rejection for rejection in rejections}.values()
+    columns = zip(
+        *(
+            (r.digest, r.organisation_id, r.code, r.detail, r.attribute, r.source, r.event_id, r.event_type, r.bytes)
+            for r in unique
+        ),
+        strict=True,
+    )
+    await connection.execute(_REJECT, *map(list, columns))
+
+
+async def wake(connection: asyncpg.Connection, payloads: Sequence[str]) -> None:
+    """Tell the delivery processes which subscriptions have something new. Never inside an acceptance."""
+    await connection.execute(_WAKE, payloads)
+
+
+def connection_settings(statement_limit: timedelta, idle_limit: timedelta) -> dict[str, str]:
+    """Session settings of an accepting connection.
+
+    The idle limit ends a transaction whose process was stopped, which would otherwise hold the gate.
+    """
+    return {
+        "idle_in_transaction_session_timeout": str(int(idle_limit.total_seconds() * 1000)),
+        "statement_timeout": str(int(statement_limit.total_seconds() * 1000)),
+        "lock_timeout": str(int(statement_limit.total_seconds() * 1000)),
+        "plan_cache_mode": "force_generic_plan",
+    }

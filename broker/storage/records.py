@@ -1,0 +1,198 @@
+"""The statements of delivery: reading what is pending, and recording outcomes in batches.
+
+No statement here costs more when the backlog grows: every read follows an index from a known place and is limited.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import asyncpg
+
+_PENDING_AFTER = """
+SELECT pending.subscription, pending.sequence, pending.event_key, pending.lane, pending.attempts, pending.due
+FROM unnest($1::bigint[], $2::bigint[]) AS asked (subscription, cursor)
+CROSS JOIN LATERAL (
+    SELECT subscription, sequence, event_key, lane, attempts,
+           coalesce(extract(epoch FROM next_attempt_at), 0)::float8 AS due
+    FROM deliveries
+    WHERE subscription = asked.subscription AND sequence > asked.cursor AND state = 'pending'
+    ORDER BY sequence LIMIT $3
+) AS pending
+"""
+"""The next pending deliveries of several subscriptions, each beyond its cursor, in order of number."""
+
+_PENDING_OF_LANE = """
+SELECT pending.subscription, pending.sequence, pending.event_key, pending.lane, pending.attempts, pending.due
+FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[]) AS asked (subscription, lane, after, cursor)
+CROSS JOIN LATERAL (
+    SELECT subscription, sequence, event_key, lane, attempts,
+           coalesce(extract(epoch FROM next_attempt_at), 0)::float8 AS due
+    FROM deliveries
+    WHERE subscription = asked.subscription AND lane = asked.lane AND sequence > asked.after
+      AND sequence <= asked.cursor AND state = 'pending' AND lane IS NOT NULL
+    ORDER BY sequence LIMIT $5
+) AS pending
+"""
+"""The next pending deliveries of single lanes."""
+
+_PENDING_HEADS = """
+WITH RECURSIVE heads AS (
+    (SELECT subscription, event_key FROM deliveries WHERE state = 'pending' AND subscription > $1
+     ORDER BY subscription, sequence LIMIT 1)
+    UNION ALL
+    SELECT head.subscription, head.event_key FROM heads CROSS JOIN LATERAL (
+        SELECT subscription, event_key FROM deliveries
+        WHERE state = 'pending' AND subscription > heads.subscription
+        ORDER BY subscription, sequence LIMIT 1
+    ) AS head
+)
+SELECT subscription, event_key FROM heads LIMIT $2
+"""
+"""The subscriptions with something pending, each with its first: one index probe for each, whatever the backlog."""
+
+_BODIES = """
+SELECT key, type, body FROM events WHERE key = ANY($1::bigint[])
+"""
+
+_RECORD = """
+WITH outcome AS (
+    SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::delivery_state[], $5::smallint[],
+                         $6::timestamptz[], $7::timestamptz[], $8::smallint[], $9::text[], $10::bigint[])
+        AS new (subscription, sequence, event_key, state, attempts, next_attempt_at, ended_at, status, reason, epoch)
+), recorded AS (
+    UPDATE deliveries AS delivery
+    SET state = outcome.state, attempts = outcome.attempts, next_attempt_at = outcome.next_attempt_at,
+        ended_at = outcome.ended_at, status = outcome.status, reason = outcome.reason
+    FROM outcome JOIN leases ON leases.kind = 'shard' AND leases.number = outcome.subscription % $11
+                            AND leases.epoch = outcome.epoch
+    WHERE delivery.subscription = outcome.subscription AND delivery.sequence = outcome.sequence
+      AND delivery.event_key = outcome.event_key AND delivery.state = 'pending'
+    RETURNING delivery.subscription, delivery.state
+), totals AS (
+    INSERT INTO delivery_totals AS total (shard, delivered, dead, cancelled)
+    SELECT subscription % $11, count(*) FILTER (WHERE state = 'delivered'), count(*) FILTER (WHERE state = 'dead'),
+           count(*) FILTER (WHERE state = 'cancelled')
+    FROM recorded WHERE state <> 'pending' GROUP BY 1 ORDER BY 1
+    ON CONFLICT (shard) DO UPDATE SET delivered = total.delivered + excluded.delivered,
+        dead = total.dead + excluded.dead, cancelled = total.cancelled + excluded.cancelled
+)
+SELECT count(*) FROM recorded
+"""
+"""Records outcomes where the delivery is still pending and the shard is still ours: a late outcome changes nothing."""
+
+_TOTALS = """
+SELECT (
+           SELECT coalesce(sum(last_sequence), 0) FROM subscription_numbers WHERE subscription % $2 = ANY($1::int[])
+       )::bigint AS matched,
+       coalesce(sum(delivered + dead + cancelled), 0)::bigint AS ended
+FROM delivery_totals WHERE shard = ANY($1::int[])
+"""
+
+_CANCEL = """
+WITH cancelled AS (
+    UPDATE deliveries SET state = 'cancelled', ended_at = now(), next_attempt_at = NULL, reason = $2
+    WHERE subscription = ANY($1::bigint[]) AND state = 'pending'
+    RETURNING subscription
+)
+INSERT INTO delivery_totals AS total (shard, cancelled)
+SELECT subscription % $3, count(*) FROM cancelled GROUP BY 1 ORDER BY 1
+ON CONFLICT (shard) DO UPDATE SET cancelled = total.cancelled + excluded.cancelled
+"""
+"""Cancels all that is pending of subscriptions, with a reason (promise 2)."""
+
+ATTEMPT_COLUMNS = (
+    "subscription", "sequence", "event_key", "attempt", "started_at", "milliseconds", "status", "reason", "excerpt",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeRow:
+    """What an attempt made of a delivery."""
+
+    subscription: int
+    sequence: int
+    event_key: int
+    state: str
+    attempts: int
+    next_attempt_at: datetime | None
+    ended_at: datetime | None
+    status: int | None
+    reason: str | None
+    epoch: int
+
+
+AttemptRow = tuple[int, int, int, int, datetime, int, int | None, str | None, bytes | None]
+PendingRow = tuple[int, int, int, int | None, int, float]
+
+
+async def pending_after(
+    connection: asyncpg.Connection, cursors: Sequence[tuple[int, int]], limit: int
+) -> list[PendingRow]:
+    """Up to `limit` pending deliveries for each (subscription, cursor)."""
+    rows = await connection.fetch(_PENDING_AFTER, [c[0] for c in cursors], [c[1] for c in cursors], limit)
+    return [tuple(row) for row in rows]
+
+
+async def pending_of_lanes(
+    connection: asyncpg.Connection, lanes: Sequence[tuple[int, int, int, int]], limit: int
+) -> list[PendingRow]:
+    """Up to `limit` pending deliveries for each (subscription, lane, after, cursor)."""
+    rows = await connection.fetch(_PENDING_OF_LANE, *(list(column) for column in zip(*lanes, strict=True)), limit)
+    return [tuple(row) for row in rows]
+
+
+async def pending_heads(connection: asyncpg.Connection, after: int, limit: int) -> list[tuple[int, int]]:
+    """Subscriptions above `after` that have something pending, with the event key of their first."""
+    return [tuple(row) for row in await connection.fetch(_PENDING_HEADS, after, limit)]
+
+
+async def bodies(connection: asyncpg.Connection, keys: Sequence[int]) -> list[tuple[int, str, bytes]]:
+    """Key, type and sealed body of events; those that are gone are missing."""
+    return [tuple(row) for row in await connection.fetch(_BODIES, keys)]
+
+
+async def record(
+    connection: asyncpg.Connection, outcomes: Sequence[OutcomeRow], attempts: Sequence[AttemptRow], shards: int
+) -> int:
+    """Record outcomes and failed attempts in one transaction; how many outcomes still counted."""
+    columns = zip(
+        *(
+            (
+                o.subscription, o.sequence, o.event_key, o.state, o.attempts, o.next_attempt_at, o.ended_at, o.status,
+                o.reason, o.epoch,
+            )
+            for o in outcomes
+        ),
+        strict=True,
+    )  # fmt: skip
+    async with connection.transaction():
+        counted: int = await connection.fetchval(_RECORD, *map(list, columns), shards)
+        if attempts:
+            await connection.copy_records_to_table("attempts", columns=ATTEMPT_COLUMNS, records=attempts)
+    return counted
+
+
+async def totals(connection: asyncpg.Connection, shards: Sequence[int], of: int) -> tuple[int, int]:
+    """How many deliveries were matched and how many ended, in these of `of` shards."""
+    row = await connection.fetchrow(_TOTALS, list(shards), of)
+    return row["matched"], row["ended"]
+
+
+async def cancel(connection: asyncpg.Connection, subscriptions: Sequence[int], reason: str, shards: int) -> None:
+    """Cancel what is pending of subscriptions."""
+    await connection.execute(_CANCEL, list(subscriptions), reason, shards)
+
+
+def connection_settings(application_name: str) -> dict[str, str]:
+    """Session settings of a delivering connection: plans that follow the indexes, whatever the statistics say."""
+    return {
+        "application_name": application_name,
+        "enable_seqscan": "off",
+        "enable_hashjoin": "off",
+        "enable_mergejoin": "off",
+        "plan_cache_mode": "force_generic_plan",
+        "idle_in_transaction_session_timeout": "10000",
+        "statement_timeout": "30000",
+        "lock_timeout": "10000",
+    }

@@ -1,0 +1,21 @@
+"""Event bodies at rest: sealed, and bound to their event, so that none can be put in the place of another."""
+
+from typing import Final
+
+from subscriptions.secrets import KeyRing
+
+_PURPOSE: Final = b"event body "
+
+
+def seal_body(keys: KeyRing, event_key: int, body: bytes) -> bytes:
+    """Encrypt an event's canonical body."""
+    return keys.seal(body, _PURPOSE + event_key.to_bytes(8, "big"))
+
+
+def open_body(keys: KeyRing, event_key: int, sealed: bytes) -> bytes:
+    """Decrypt an event's body.
+
+    Raises:
+        SealError: when the bytes were changed, belong to another event, or their key is not in the ring.
+    """
+    return keys.open(sealed, _PURPOSE + event_key.to_bytes(8, "big"))

@@ -1,0 +1,195 @@
+"""The broker's tables: events and deliveries, partitioned by time of acceptance, and the small ones around them.
+
+An event's `key` carries its time of acceptance: milliseconds since 1970 shifted left by `KEY_SHIFT` bits, plus a
+counter. One column is thus identity, partition key and clock, and any row that names an event prunes to one partition.
+
+A delivery has three ends and one beginning:
+
+    pending ──► delivered                     a sink answered 200, 201, 202 or 204, or a pull was acknowledged
+       │  ▲
+       ▼  │ (retry, by number of attempts)
+       ├──────► dead                          attempts ran out or were final; kept until someone decides
+       └──────► cancelled                     with a reason: grant-ended, subscription-ended, …
+"""
+
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Enum,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    PrimaryKeyConstraint,
+    Sequence,
+    SmallInteger,
+    Table,
+    Text,
+    Uuid,
+    func,
+    text,
+)
+
+from subscriptions.database import metadata
+
+KEY_SHIFT = 20
+PENDING, DELIVERED, DEAD, CANCELLED = "pending", "delivered", "dead", "cancelled"
+delivery_state = Enum(PENDING, DELIVERED, DEAD, CANCELLED, name="delivery_state", metadata=metadata)
+
+event_counter = Sequence("event_counter", metadata=metadata)
+
+
+def key_at(moment: datetime) -> int:
+    """The smallest event key that an event accepted at `moment` can have."""
+    return int(moment.timestamp() * 1000) << KEY_SHIFT
+
+
+def accepted_at(event_key: int) -> datetime:
+    """When the event with this key was accepted, to the millisecond."""
+    return datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=event_key >> KEY_SHIFT)
+
+
+installation = Table(
+    "installation",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", LargeBinary, nullable=False),
+    comment="What is fixed for the life of this installation, such as the sealed fingerprint key and the queue count.",
+)
+
+event_ids = Table(
+    "event_ids",
+    metadata,
+    Column("digest", LargeBinary(16), primary_key=True, comment="keyed digest of source and id"),
+    Column("event_key", BigInteger, nullable=False),
+    comment="Promise 4: source+id is accepted once. Not partitioned by time, so that uniqueness holds.",
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("key", BigInteger, nullable=False),
+    Column("organisation_id", Uuid, nullable=False, comment="the registry that published it"),
+    Column("source", Text, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("bytes", Integer, nullable=False, comment="of the body before it was sealed"),
+    Column("lane", BigInteger, nullable=True, comment="keyed fingerprint of source and subject; null without subject"),
+    Column("body", LargeBinary, nullable=False, comment="sealed canonical CloudEvent"),
+    PrimaryKeyConstraint("key"),
+    Index("ix_events_id", "id"),
+    postgresql_partition_by="RANGE (key)",
+)
+
+subscription_numbers = Table(
+    "subscription_numbers",
+    metadata,
+    Column("subscription", BigInteger, primary_key=True, autoincrement=False),
+    Column("last_sequence", BigInteger, nullable=False),
+    CheckConstraint("last_sequence >= 0", name="contiguous_from_one"),
+    postgresql_with={"fillfactor": "50"},
+    comment="Promise 5: numbers are taken under this row's lock, held to commit, so commit order is number order.",
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("subscription", BigInteger, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("event_key", BigInteger, nullable=False),
+    Column("lane", BigInteger, nullable=True, comment="deliveries that keep their order; null keeps none"),
+    Column("grant_id", Uuid, nullable=False, comment="the grant it was matched on"),
+    Column("state", delivery_state, nullable=False, server_default=text("'pending'")),
+    Column("attempts", SmallInteger, nullable=False, server_default=text("0")),
+    Column("next_attempt_at", DateTime(timezone=True), nullable=True, comment="retry time; null: at once"),
+    Column("ended_at", DateTime(timezone=True), nullable=True),
+    Column("status", SmallInteger, nullable=True, comment="HTTP status of the last attempt; null: no answer"),
+    Column("reason", Text, nullable=True, comment="why it is dead or cancelled, or why the last attempt failed"),
+    PrimaryKeyConstraint("subscription", "sequence", "event_key"),
+    CheckConstraint("(state = 'pending') = (ended_at IS NULL)", name="ended_has_a_time"),
+    CheckConstraint("state NOT IN ('dead', 'cancelled') OR reason IS NOT NULL", name="end_has_a_reason"),
+    Index("ix_deliveries_pending", "subscription", "sequence", postgresql_where=text("state = 'pending'")),
+    Index(
+        "ix_deliveries_pending_lane",
+        "subscription",
+        "lane",
+        "sequence",
+        postgresql_where=text("state = 'pending' AND lane IS NOT NULL"),
+    ),
+    Index("ix_deliveries_dead", "subscription", "sequence", postgresql_where=text("state = 'dead'")),
+    Index("ix_deliveries_event", "event_key"),
+    postgresql_partition_by="RANGE (event_key)",
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("subscription", BigInteger, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("event_key", BigInteger, nullable=False),
+    Column("attempt", SmallInteger, nullable=False),
+    Column("started_at", DateTime(timezone=True), nullable=False),
+    Column("milliseconds", Integer, nullable=False, comment="until the answer was read, or given up"),
+    Column("status", SmallInteger, nullable=True, comment="HTTP status; null: no answer"),
+    Column("reason", Text, nullable=True, comment="why it failed: a code of delivery.outcomes"),
+    Column("excerpt", LargeBinary, nullable=True, comment="sealed first bytes of the answer, for the provider only"),
+    Index("ix_attempts_delivery", "subscription", "sequence"),
+    postgresql_partition_by="RANGE (event_key)",
+    comment="Attempts that did not succeed. The one that did stands on its delivery.",
+)
+
+delivery_totals = Table(
+    "delivery_totals",
+    metadata,
+    Column("shard", SmallInteger, primary_key=True, autoincrement=False),
+    Column("delivered", BigInteger, nullable=False, server_default=text("0")),
+    Column("dead", BigInteger, nullable=False, server_default=text("0")),
+    Column("cancelled", BigInteger, nullable=False, server_default=text("0")),
+    postgresql_with={"fillfactor": "50"},
+    comment="Promise 2: matched (the sum of last_sequence) minus these is what must be pending.",
+)
+
+rejections = Table(
+    "rejections",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("digest", LargeBinary(16), nullable=False, unique=True, comment="keyed digest of publisher and message"),
+    Column("rejected_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("times", Integer, nullable=False, server_default=text("1"), comment="how often this message came"),
+    Column("organisation_id", Uuid, nullable=True, comment="the publisher; null when unknown: the operator's to read"),
+    Column("code", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("attribute", Text, nullable=True),
+    Column("source", Text, nullable=True),
+    Column("event_id", Text, nullable=True),
+    Column("event_type", Text, nullable=True),
+    Column("bytes", Integer, nullable=False),
+    Index("ix_rejections_organisation", "organisation_id", "id"),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("kind", Text, nullable=False, comment="shard or queue"),
+    Column("number", SmallInteger, nullable=False),
+    Column("owner", Uuid, nullable=True),
+    Column("epoch", BigInteger, nullable=False, server_default=text("0"), comment="grows with every change of owner"),
+    Column("expires_at", DateTime(timezone=True), nullable=True),
+    PrimaryKeyConstraint("kind", "number"),
+    postgresql_with={"fillfactor": "50"},
+)
+
+lease_holders = Table(
+    "lease_holders",
+    metadata,
+    Column("owner", Uuid, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("seen_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("applied_version", BigInteger, nullable=False, server_default=text("0"), comment="of the change log"),
+)
+
+PARTITIONED = (events, deliveries, attempts)
