@@ -4,22 +4,7 @@ A domain covers a type when it is a prefix of it by labels (`nl.bag` covers `nl.
 `nl.bagage.zoek`). A pattern is one exact type, or everything within a domain (`nl.bag.*`). Values are case-sensitive.
 """
 
-import re
 from collections.abc import Collection, Iterable
-from typing import Final
-
-_LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?"
-DOMAIN_PATTERN: Final = rf"^{_LABEL}(?:\.{_LABEL})+$"
-"""A domain's name: reverse domain notation, at least two labels."""
-TYPE_PATTERN: Final = rf"^{_LABEL}(?:\.{_LABEL})+(?:\.\*)?$"
-"""What a grant's types are written in."""
-
-_DOMAIN: Final = re.compile(DOMAIN_PATTERN)
-
-
-def is_domain(name: str) -> bool:
-    """Tells whether a text can name a domain (or an event type: they look the same)."""
-    return _DOMAIN.fullmatch(name) is not None
 
 
 def domains_of(event_type: str) -> list[str]:

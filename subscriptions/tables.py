@@ -30,31 +30,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from schemas.resources import Ordering as Ordering
+from schemas.resources import Status as Status
 from subscriptions.database import metadata
-
-
-class Status(StrEnum):
-    """State of a subscription."""
-
-    REQUESTED = "requested"
-    VALIDATING = "validating"
-    ACTIVE = "active"
-    PAUSED = "paused"
-    DISABLED = "disabled"
-    REFUSED = "refused"
-    ENDED = "ended"
-
 
 MATCHED: Final = (Status.ACTIVE, Status.PAUSED, Status.DISABLED)
 """The states in which events are matched and numbered."""
-
-
-class Ordering(StrEnum):
-    """What a subscription keeps in order: its events of one source and subject, all of them, or none."""
-
-    SUBJECT = "subject"
-    SUBSCRIPTION = "subscription"
-    NONE = "none"
 
 
 def _one_of(column: str, values: type[StrEnum]) -> CheckConstraint:

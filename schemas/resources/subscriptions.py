@@ -1,0 +1,301 @@
+"""Subscriptions as the API says them, after the Dutch Notification API."""
+
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal
+from uuid import UUID
+
+from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic_core import PydanticCustomError
+
+from schemas.resources.base import Answer, EventType, Page, Printable, Resource
+
+_RESERVED_HEADERS: Final = frozenset(
+    {
+        "authorization", "connection", "content-encoding", "content-length", "content-type", "cookie", "expect", "host",
+        "keep-alive", "proxy-authorization", "te", "trailer", "traceparent", "tracestate", "transfer-encoding",
+        "upgrade", "user-agent",
+    }
+)  # fmt: skip
+_RESERVED_HEADER_PREFIXES: Final = ("webhook-", "proxy-", "ce-")
+
+
+def _iso_duration(value: timedelta) -> str:
+    return f"PT{value.total_seconds():.3f}".rstrip("0").rstrip(".") + "S"
+
+
+Delay = Annotated[
+    timedelta,
+    Field(ge=timedelta(milliseconds=10), le=timedelta(days=7)),
+    PlainSerializer(_iso_duration, return_type=str),
+]
+
+
+class Protocol(StrEnum):
+    """How notifications are delivered."""
+
+    HTTP = "HTTP"
+
+
+class Status(StrEnum):
+    """Where a subscription is in its life."""
+
+    REQUESTED = "requested"
+    VALIDATING = "validating"
+    ACTIVE = "active"
+    PAUSED = "paused"
+    DISABLED = "disabled"
+    REFUSED = "refused"
+    ENDED = "ended"
+
+
+class Ordering(StrEnum):
+    """What stays in order."""
+
+    SUBJECT = "subject"
+    SUBSCRIPTION = "subscription"
+    NONE = "none"
+
+
+def _sendable_headers(headers: dict[str, str] | None) -> dict[str, str] | None:
+    for name, value in (headers or {}).items():
+        if not name or not name.isascii() or not all(char.isalnum() or char in "!#$%&'*+-.^_`|~" for char in name):
+            raise PydanticCustomError("header", "must be named by HTTP header names")
+        if name.lower() in _RESERVED_HEADERS or name.lower().startswith(_RESERVED_HEADER_PREFIXES):
+            raise PydanticCustomError("header", "must not set headers of credentials, framing or notification itself")
+        if not (value.isascii() and value.isprintable()) or value != value.strip():
+            raise PydanticCustomError("header", "must have values of printable ASCII")
+    return headers
+
+
+class HttpSettings(Resource):
+    """How the HTTP request of a notification is made."""
+
+    headers: Annotated[dict[str, Annotated[str, Field(max_length=1024)]], AfterValidator(_sendable_headers)] | None = (
+        Field(
+            default=None,
+            max_length=20,
+            description="Headers added to each notification. They are shown when read: no place for credentials.",
+            examples=[{"X-Department": "burgerzaken"}],
+        )
+    )
+    method: Literal["POST"] = Field(default="POST", description="HTTP method; notifications are posted.")
+
+
+class RetryPolicy(Resource):
+    """When failed attempts are repeated, in place of the broker's own schedule."""
+
+    delays: list[Delay] = Field(
+        min_length=1,
+        max_length=50,
+        description="Time between an attempt and the next, in order, as ISO 8601 durations (or seconds); there are as "
+        "many retries as delays, and each is varied by ±20 %.",
+        examples=[["PT1S", "PT5S", "PT1M", "PT1H"]],
+    )
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "RetryPolicy":
+        if sum(self.delays, timedelta()) > timedelta(days=30):
+            raise PydanticCustomError("retry", "must add up to 30 days at most")
+        return self
+
+
+_SINK = "https://afnemer.example.nl/notificaties"
+_EXAMPLE: Final[dict[str, Any]] = {
+    "sink": _SINK,
+    "protocol": "HTTP",
+    "source": "urn:nld:oin:00000001823288444000:systeem:BRP-component",
+    "types": ["nl.brp.persoon-verhuisd"],
+    "filters": [{"prefix": {"subject": "9999"}}],
+    "subscriberReference": "burgerzaken",
+}
+
+
+def _refuse_credential(value: Any) -> Any:
+    if value is not None:
+        raise PydanticCustomError("not-supported", "is not supported yet: leave it out")
+    return value
+
+
+class SubscriptionBody(Resource):
+    """What a provider says of a subscription; each member that is absent or null has its default."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    sink: Annotated[str, Field(min_length=1, max_length=2048)] = Field(
+        description="Absolute http(s) URL that notifications are posted to; no user, password or fragment.",
+        examples=[_SINK],
+        json_schema_extra={"format": "uri"},
+    )
+    protocol: Protocol = Field(description="How notifications are delivered: HTTP.", examples=["HTTP"])
+    protocol_settings: HttpSettings | None = Field(default=None, description="How the HTTP request is made.")
+    sink_credential: Annotated[Any, AfterValidator(_refuse_credential)] = Field(
+        default=None, description="Credential for the sink. Not supported yet: anything but null is refused."
+    )
+    source: Annotated[Printable, Field(min_length=1, max_length=2048)] | None = Field(
+        default=None,
+        description="Only events of this source.",
+        examples=["urn:nld:oin:00000001823288444000:systeem:BRP-component"],
+    )
+    domain: Annotated[Printable, Field(min_length=1, max_length=255)] | None = Field(
+        default=None, description="Only events of types within this domain.", examples=["nl.brp"]
+    )
+    types: Annotated[list[EventType], Field(max_length=1024)] | None = Field(
+        default=None,
+        description="Only events of these types; absent or empty: of any.",
+        examples=[["nl.brp.persoon-verhuisd"]],
+    )
+    filters: Annotated[list[dict[str, Any]], Field(max_length=1024)] | None = Field(
+        default=None,
+        description="Filters of the CloudEvents Subscriptions API, all of which must hold; absent or empty: none.",
+        examples=[[{"prefix": {"subject": "9999"}}]],
+    )
+    config: Annotated[dict[str, Annotated[str, Field(max_length=1024)]], Field(max_length=50)] | None = Field(
+        default=None,
+        description="Free parameters; kept and shown, not interpreted.",
+        examples=[{"team": "burgerzaken"}],
+    )
+    subscriber_reference: Annotated[Printable, Field(min_length=1, max_length=255)] | None = Field(
+        default=None, description="Sent along with each notification, for your own routing.", examples=["burgerzaken"]
+    )
+    ordering: Ordering = Field(
+        default=Ordering.SUBJECT,
+        description="What is kept in order: the events of one source and subject, all events, or none.",
+    )
+    retry: RetryPolicy | None = Field(
+        default=None, description="Your own schedule of retries; absent: the broker's, of five days at least."
+    )
+
+
+class _ReadOnly(Resource):
+    """Members that only we set: taken in a replacement as they were read, and ignored."""
+
+    url: Any = Field(default=None, description="Ignored: set by the broker.")
+    id: Any = Field(default=None, description="Ignored: set by the broker.")
+    organisation: Any = Field(default=None, description="Ignored: set by the broker.")
+    status_reason: Any = Field(default=None, description="Ignored: set by the broker.")
+    allowed_rate: Any = Field(default=None, description="Ignored: set by the broker.")
+    version: Any = Field(default=None, description="Ignored: set by the broker.")
+    created_at: Any = Field(default=None, description="Ignored: set by the broker.")
+    updated_at: Any = Field(default=None, description="Ignored: set by the broker.")
+    health: Any = Field(default=None, description="Ignored: set by the broker.")
+    secret: str | None = Field(default=None, description="Ignored when it is the present one; it can't be set.")
+
+
+class SubscriptionReplacement(SubscriptionBody, _ReadOnly):
+    """A subscription as it shall be; what is absent gets its default, and the status stays as it is."""
+
+    status: Any = Field(default=None, description="Ignored here: PATCH pauses and resumes.")
+
+
+class SubscriptionPatch(_ReadOnly):
+    """A JSON merge patch (RFC 7396) of a subscription: absent stays, null returns to the default."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "paused"}]})
+
+    status: Literal["active", "paused"] | None = Field(
+        default=None, description="`paused` stops sending and keeps what matches; `active` resumes."
+    )
+    sink: str | None = Field(default=None, description="As in a subscription.", examples=[_SINK])
+    protocol: Protocol | None = Field(default=None, description="As in a subscription.")
+    protocol_settings: dict[str, Any] | None = Field(default=None, description="As in a subscription; merged.")
+    sink_credential: Any = Field(default=None, description="As in a subscription.")
+    source: str | None = Field(default=None, description="As in a subscription.")
+    domain: str | None = Field(default=None, description="As in a subscription.")
+    types: list[str] | None = Field(default=None, description="As in a subscription; replaced as a whole.")
+    filters: list[dict[str, Any]] | None = Field(default=None, description="As in a subscription; replaced as a whole.")
+    config: dict[str, str | None] | None = Field(default=None, description="As in a subscription; merged.")
+    subscriber_reference: str | None = Field(default=None, description="As in a subscription.")
+    ordering: Ordering | None = Field(default=None, description="As in a subscription.")
+    retry: dict[str, Any] | None = Field(default=None, description="As in a subscription; merged.")
+
+
+class Health(Answer):
+    """How the deliveries of a subscription are doing."""
+
+    last_sequence: int = Field(ge=0, description="Number of the last event that matched; 0: none yet.")
+    delivered_through: int = Field(ge=0, description="Every number up to this one has been settled.")
+    pending: int = Field(ge=0, description="Deliveries that wait or are being tried.")
+    oldest_pending_at: datetime | None = Field(description="When the oldest of them was accepted; null: none waits.")
+    dead_letters: int = Field(ge=0, description="Deliveries that ran out of attempts.")
+    last_outcome: str | None = Field(
+        description="How the last attempt ended; null: none was made.", examples=["delivered"]
+    )
+
+    @classmethod
+    def of_nothing(cls) -> "Health":
+        """Makes the health of a subscription that has matched nothing yet."""
+        return cls(
+            last_sequence=0,
+            delivered_through=0,
+            pending=0,
+            oldest_pending_at=None,
+            dead_letters=0,
+            last_outcome=None,
+        )
+
+
+class Subscription(Answer):
+    """A subscription: what a provider wants and where it goes."""
+
+    url: str = Field(description="URL of this resource.", json_schema_extra={"format": "uri"})
+    id: UUID = Field(description="Identifier of the subscription.")
+    organisation: str = Field(description="OIN of the provider.", examples=["00000001823288444000"])
+    sink: str = Field(description="Where notifications are posted.", json_schema_extra={"format": "uri"})
+    protocol: Protocol = Field(description="How notifications are delivered.")
+    protocol_settings: HttpSettings | None = Field(default=None, description="How the HTTP request is made.")
+    source: str | None = Field(default=None, description="Only events of this source.")
+    domain: str | None = Field(default=None, description="Only events of types within this domain.")
+    types: list[str] | None = Field(default=None, description="Only events of these types.")
+    filters: list[dict[str, Any]] | None = Field(
+        default=None, description="Filters, all of which must hold. Not shown to the operator: they may name persons."
+    )
+    config: dict[str, str] | None = Field(default=None, description="Free parameters.")
+    subscriber_reference: str | None = Field(default=None, description="Sent along with each notification.")
+    ordering: Ordering = Field(description="What is kept in order.")
+    retry: RetryPolicy | None = Field(default=None, description="Your own schedule of retries.")
+    status: Status = Field(
+        description="`active`, `paused` and `disabled` are matched and numbered; only `active` is sent."
+    )
+    status_reason: str | None = Field(
+        default=None, description="Why it has this status, where that needs saying.", examples=["no-grant"]
+    )
+    allowed_rate: int | None = Field(default=None, description="Notifications a minute that the sink allows.")
+    version: int = Field(ge=1, description="Raised by each change; also the ETag.")
+    created_at: datetime = Field(description="When it was made.")
+    updated_at: datetime = Field(description="When it was last changed.")
+    health: Health = Field(description="How its deliveries are doing.")
+
+
+class SubscriptionCreated(Subscription):
+    """A new subscription, with the one showing of its secret."""
+
+    secret: str = Field(
+        description="Standard Webhooks secret that notifications are signed with. Shown now, and never again.",
+        examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],
+    )
+
+
+class SecretRotation(Resource):
+    """How a secret is replaced."""
+
+    overlap_seconds: int = Field(
+        default=86_400,
+        ge=0,
+        le=7 * 86_400,
+        description="How long the old secret goes on signing beside the new one, in seconds; 0: not at all.",
+    )
+
+
+class RotatedSecret(Answer):
+    """The new secret of a subscription, shown once."""
+
+    secret: str = Field(
+        description="The new Standard Webhooks secret. Shown now, and never again.",
+        examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],
+    )
+    previous_expires_at: datetime | None = Field(description="Until when the old secret signs too; null: it doesn't.")
+
+
+class SubscriptionPage(Page[Subscription]):
+    """One page of subscriptions, in order of creation."""

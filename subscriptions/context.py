@@ -1,0 +1,57 @@
+"""What the routes work with, handed to them by the composition root.
+
+The last callables reach into tables that belong to the broker, which this package may not import.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias, cast
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.requests import Request
+
+from schemas.resources import Health
+from subscriptions.callers import ApiSettings, Caller, Callers
+from subscriptions.grants import CancelUngranted
+from subscriptions.life_cycle import CancelSubscription
+from subscriptions.secrets import KeyRing
+from subscriptions.sink_urls import CheckSink, SinkRules
+
+API_PREFIX: Final = "/v1"
+
+HealthOf: TypeAlias = Callable[[Sequence[int]], Awaitable[Mapping[int, Health]]]
+"""Returns the health of subscriptions by their internal keys; one that has matched nothing may be missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Everything that a route needs and that outlives a request."""
+
+    engine: AsyncEngine
+    keys: KeyRing
+    settings: ApiSettings
+    callers: Callers
+    check_sink: CheckSink
+    health_of: HealthOf
+    cancel_ungranted: CancelUngranted
+    cancel_subscription: CancelSubscription
+
+    @property
+    def sinks(self) -> SinkRules:
+        """What this installation allows of sinks."""
+        return SinkRules(self.settings.allow_http_sinks, self.check_sink)
+
+
+def context_of(request: Request) -> Context:
+    """Returns the context of the application that a request came to."""
+    return cast(Context, request.app.state.context)
+
+
+def caller_of(request: Request) -> Caller:
+    """Returns the caller of a request whose route has authenticated it."""
+    return cast(Caller, request.state.caller)
+
+
+def api_url(request: Request) -> str:
+    """Returns the base URL of the API as the caller sees it, without a slash at its end."""
+    return context_of(request).settings.public_url or str(request.base_url).rstrip("/") + API_PREFIX

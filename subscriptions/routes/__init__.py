@@ -1,0 +1,30 @@
+"""The management API under `/v1`: subscriptions, grants, organisations with their keys, and domains."""
+
+from fastapi import APIRouter, FastAPI
+
+from subscriptions.context import API_PREFIX, Context
+from subscriptions.edge import Edge, handle_problems
+from subscriptions.http import Route
+from subscriptions.openapi import describe
+from subscriptions.routes import domains, grants, keys, organisations, subscriptions
+
+
+def build_router() -> APIRouter:
+    """Makes the router of everything that people manage, under the API's prefix."""
+    router = APIRouter(prefix=API_PREFIX, route_class=Route, redirect_slashes=False)
+    for part in (subscriptions, grants, domains, organisations, keys):
+        router.include_router(part.router)
+    return router
+
+
+def install(app: FastAPI, context: Context) -> None:
+    """Gives an application the management API, problems for every failure, and the headers of every answer.
+
+    Other routes of the application join in by `http.Route`, `http.operation` and `context_of`.
+    """
+    app.state.context = context
+    app.router.redirect_slashes = False
+    app.include_router(build_router())
+    handle_problems(app)
+    app.add_middleware(Edge, version=app.version)
+    describe(app, public_url=context.settings.public_url)

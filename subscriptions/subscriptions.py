@@ -1,0 +1,206 @@
+"""Subscriptions as providers make and change them. Each function needs a transaction of `change_log.changing`."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from pydantic import ValidationError
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from schemas.filters import FOLLOWS, FilterError, parse
+from schemas.problems import Conflict, InvalidInput, NotFound, PreconditionFailed
+from schemas.resources import SubscriptionBody
+from subscriptions import life_cycle
+from subscriptions.change_log import ChangeKind, record_changes
+from subscriptions.database import AnyRow
+from subscriptions.grants import could_receive
+from subscriptions.secrets import KeyRing, secret_purpose, signing_secret
+from subscriptions.sink_urls import SinkRules
+from subscriptions.tables import Status, subscriptions
+from subscriptions.validation import invalid_params
+
+
+async def create(
+    connection: AsyncConnection, body: SubscriptionBody, *, organisation_id: UUID, keys: KeyRing, sinks: SinkRules
+) -> tuple[AnyRow, str]:
+    """Makes a subscription and returns it with its signing secret, which is shown now and never again.
+
+    It waits for a grant (`requested`) or for its sink's consent (`validating`).
+
+    Raises:
+        InvalidInput: a filter or the sink isn't acceptable.
+    """
+    check(body, sinks)
+    identity, secret = uuid4(), signing_secret()
+    values = _columns(body) | {
+        "id": identity,
+        "organisation_id": organisation_id,
+        "secret": keys.seal(secret.encode(), secret_purpose(identity)),
+    }
+    if await _could_receive(connection, organisation_id, body):
+        values |= {"status": Status.VALIDATING, "validate_at": func.now()}
+    else:
+        values |= {"status": Status.REQUESTED, "status_reason": life_cycle.NO_GRANT}
+    row: AnyRow = (await connection.execute(insert(subscriptions).values(values).returning(subscriptions))).one()
+    await record_changes(connection, [(ChangeKind.SUBSCRIPTION, identity)])
+    return row, secret
+
+
+async def get(connection: AsyncConnection, subscription_id: UUID, *, organisation_id: UUID | None) -> AnyRow:
+    """Returns a subscription that hasn't ended; `organisation_id` None looks in every organisation's.
+
+    Raises:
+        NotFound: there is none, it ended, or it is another's.
+    """
+    statement = select(subscriptions).where(
+        subscriptions.c.id == subscription_id, subscriptions.c.status != Status.ENDED
+    )
+    if organisation_id is not None:
+        statement = statement.where(subscriptions.c.organisation_id == organisation_id)
+    row: AnyRow | None = (await connection.execute(statement)).one_or_none()
+    if row is None:
+        raise NotFound
+    return row
+
+
+def expect_version(row: AnyRow, expected: int | None) -> None:
+    """Raises `PreconditionFailed` unless the row has the version that the caller read; None: any will do."""
+    if expected is not None and row.version != expected:
+        raise PreconditionFailed
+
+
+async def replace(connection: AsyncConnection, row: AnyRow, body: SubscriptionBody, *, sinks: SinkRules) -> AnyRow:
+    """Replaces what a provider says of a subscription; its status follows where it must.
+
+    Raises:
+        InvalidInput: a filter or the sink isn't acceptable; nothing was changed.
+    """
+    check(body, sinks)
+    values = _columns(body)
+    if body.sink != row.sink:
+        values |= life_cycle.after_sink_change(row)
+    if row.status == Status.REQUESTED and await _could_receive(connection, row.organisation_id, body):
+        values |= {"status": Status.VALIDATING, "status_reason": None, "validate_at": func.now()}
+    changed: AnyRow | None = (
+        await connection.execute(
+            update(subscriptions)
+            .where(subscriptions.c.id == row.id, subscriptions.c.version == row.version)
+            .values(**values, version=subscriptions.c.version + 1, updated_at=func.now())
+            .returning(subscriptions)
+        )
+    ).one_or_none()
+    if changed is None:
+        raise Conflict("The subscription was changed at the same time: read it again and repeat the change.")
+    await record_changes(connection, [(ChangeKind.SUBSCRIPTION, row.id)])
+    return changed
+
+
+def merged(row: AnyRow, patch: Mapping[str, Any]) -> SubscriptionBody:
+    """Returns a subscription after a JSON merge patch (RFC 7396) given by its JSON member names.
+
+    Raises:
+        InvalidInput: the result isn't a valid subscription.
+    """
+    current = content(row).model_dump(mode="json", exclude_none=True)
+    try:
+        return SubscriptionBody.model_validate(_merge(current, patch))
+    except ValidationError as error:
+        raise InvalidInput(params=invalid_params(error.errors(), "body")) from None
+
+
+def content(row: AnyRow) -> SubscriptionBody:
+    """Returns what its provider said of a stored subscription; members that were left to their defaults are unset."""
+    members = {
+        "sink": row.sink,
+        "protocol": row.protocol,
+        "protocolSettings": row.protocol_settings or None,
+        "source": row.source,
+        "domain": row.domain,
+        "types": row.types or None,
+        "filters": row.filters or None,
+        "config": row.config or None,
+        "subscriberReference": row.subscriber_reference,
+        "ordering": row.ordering,
+        "retry": None if row.retry is None else {"delays": row.retry},
+    }
+    return SubscriptionBody.model_validate({name: value for name, value in members.items() if value is not None})
+
+
+async def rotate_secret(connection: AsyncConnection, row: AnyRow, overlap: timedelta, *, keys: KeyRing) -> AnyRow:
+    """Gives a subscription a new signing secret; the old one signs beside it for the time of the overlap."""
+    secret = signing_secret()
+    changed: AnyRow = (
+        await connection.execute(
+            update(subscriptions)
+            .where(subscriptions.c.id == row.id)
+            .values(
+                secret=keys.seal(secret.encode(), secret_purpose(row.id)),
+                previous_secret=row.secret if overlap else None,
+                previous_secret_expires_at=func.now() + overlap if overlap else None,
+                version=subscriptions.c.version + 1,
+                updated_at=func.now(),
+            )
+            .returning(subscriptions)
+        )
+    ).one()
+    await record_changes(connection, [(ChangeKind.SUBSCRIPTION, row.id)])
+    return changed
+
+
+def secret_of(row: AnyRow, keys: KeyRing) -> str:
+    """Returns the signing secret of a subscription."""
+    return keys.open(row.secret, secret_purpose(row.id)).decode()
+
+
+def check(body: SubscriptionBody, sinks: SinkRules) -> None:
+    """Raises `InvalidInput` unless the sink and the filters are acceptable."""
+    sinks.validate(body.sink)
+    try:
+        parse(body.filters, source=body.source, types=body.types or None, domain=body.domain)
+    except FilterError as error:
+        raise InvalidInput.field(error.pointer, "filter", error.detail) from None
+    if _mentions(body.filters, FOLLOWS):
+        raise InvalidInput.field("/filters", "follow-list", "names a follow list, and there are none yet")
+
+
+def _mentions(value: Any, dialect: str) -> bool:
+    if isinstance(value, dict):
+        return dialect in value or any(_mentions(member, dialect) for member in value.values())
+    return isinstance(value, list) and any(_mentions(element, dialect) for element in value)
+
+
+async def _could_receive(connection: AsyncConnection, organisation_id: UUID, body: SubscriptionBody) -> bool:
+    return await could_receive(
+        connection, organisation_id, types=body.types or (), domain=body.domain, source=body.source
+    )
+
+
+def _columns(body: SubscriptionBody) -> dict[str, Any]:
+    settings = body.protocol_settings
+    return {
+        "sink": body.sink,
+        "protocol": body.protocol.value,
+        "protocol_settings": {} if settings is None else settings.model_dump(mode="json", exclude_none=True),
+        "source": body.source,
+        "domain": body.domain,
+        "types": body.types or [],
+        "filters": body.filters or [],
+        "config": body.config or {},
+        "subscriber_reference": body.subscriber_reference,
+        "ordering": body.ordering.value,
+        "retry": None if body.retry is None else [delay.total_seconds() for delay in body.retry.delays],
+    }
+
+
+def _merge(target: Any, patch: Any) -> Any:
+    if not isinstance(patch, Mapping):
+        return patch
+    result = dict(target) if isinstance(target, Mapping) else {}
+    for name, value in patch.items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = _merge(result.get(name), value)
+    return result
