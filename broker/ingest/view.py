@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from broker.matching.index import Index
 from broker.telemetry import APPLIED_VERSION, INDEXED_SUBSCRIPTIONS
 from subscriptions import directory
+from subscriptions.change_log import read_head
 from subscriptions.directory import Directory
 from subscriptions.entries import ReloadNeeded, SubscriptionChanged, SubscriptionEntry
 
@@ -44,6 +45,12 @@ class View:
                 case SubscriptionChanged(key, SubscriptionEntry() as entry):
                     self.index.put(key, entry.condition)
         self._at(head)
+
+    async def freshen(self) -> None:
+        """Bring the view to the present head of the change log."""
+        async with self._engine.connect() as connection:
+            head = await read_head(connection)
+        await self.catch_up(head)
 
     async def load(self) -> None:
         """Read everything anew: at start, and when the change log no longer reaches back far enough."""

@@ -27,7 +27,7 @@ from subscriptions.change_log import CHANGES_CHANNEL
 
 SHARD_LEASE = "shard"
 _POOL_SIZE = 6
-_HOUSE_EVERY = 2.0
+_HOUSE_EVERY = 5.0
 _PARTITIONS_EVERY = 3600.0
 
 

@@ -70,11 +70,11 @@ WITH outcome AS (
       AND delivery.event_key = outcome.event_key AND delivery.state = 'pending'
     RETURNING delivery.subscription, delivery.state
 ), totals AS (
-    INSERT INTO delivery_totals AS total (shard, delivered, dead, cancelled)
-    SELECT subscription % $11, count(*) FILTER (WHERE state = 'delivered'), count(*) FILTER (WHERE state = 'dead'),
+    INSERT INTO delivery_totals AS total (subscription, delivered, dead, cancelled)
+    SELECT subscription, count(*) FILTER (WHERE state = 'delivered'), count(*) FILTER (WHERE state = 'dead'),
            count(*) FILTER (WHERE state = 'cancelled')
-    FROM recorded WHERE state <> 'pending' GROUP BY 1 ORDER BY 1
-    ON CONFLICT (shard) DO UPDATE SET delivered = total.delivered + excluded.delivered,
+    FROM recorded WHERE state <> 'pending' GROUP BY subscription ORDER BY subscription
+    ON CONFLICT (subscription) DO UPDATE SET delivered = total.delivered + excluded.delivered,
         dead = total.dead + excluded.dead, cancelled = total.cancelled + excluded.cancelled
 )
 SELECT count(*) FROM recorded
@@ -82,24 +82,11 @@ SELECT count(*) FROM recorded
 """Records outcomes where the delivery is still pending and the shard is still ours: a late outcome changes nothing."""
 
 _TOTALS = """
-SELECT (
-           SELECT coalesce(sum(last_sequence), 0) FROM subscription_numbers WHERE subscription % $2 = ANY($1::int[])
-       )::bigint AS matched,
-       coalesce(sum(delivered + dead + cancelled), 0)::bigint AS ended
-FROM delivery_totals WHERE shard = ANY($1::int[])
+SELECT coalesce(sum(numbers.last_sequence), 0)::bigint AS matched,
+       coalesce(sum(totals.delivered + totals.dead + totals.cancelled), 0)::bigint AS ended
+FROM subscription_numbers AS numbers LEFT JOIN delivery_totals AS totals USING (subscription)
+WHERE numbers.subscription % $2 = ANY($1::int[])
 """
-
-_CANCEL = """
-WITH cancelled AS (
-    UPDATE deliveries SET state = 'cancelled', ended_at = now(), next_attempt_at = NULL, reason = $2
-    WHERE subscription = ANY($1::bigint[]) AND state = 'pending'
-    RETURNING subscription
-)
-INSERT INTO delivery_totals AS total (shard, cancelled)
-SELECT subscription % $3, count(*) FROM cancelled GROUP BY 1 ORDER BY 1
-ON CONFLICT (shard) DO UPDATE SET cancelled = total.cancelled + excluded.cancelled
-"""
-"""Cancels all that is pending of subscriptions, with a reason (promise 2)."""
 
 ATTEMPT_COLUMNS = (
     "subscription", "sequence", "event_key", "attempt", "started_at", "milliseconds", "status", "reason", "excerpt",
@@ -177,11 +164,6 @@ async def totals(connection: asyncpg.Connection, shards: Sequence[int], of: int)
     """How many deliveries were matched and how many ended, in these of `of` shards."""
     row = await connection.fetchrow(_TOTALS, list(shards), of)
     return row["matched"], row["ended"]
-
-
-async def cancel(connection: asyncpg.Connection, subscriptions: Sequence[int], reason: str, shards: int) -> None:
-    """Cancel what is pending of subscriptions."""
-    await connection.execute(_CANCEL, list(subscriptions), reason, shards)
 
 
 def connection_settings(application_name: str) -> dict[str, str]:

@@ -81,7 +81,7 @@ events = Table(
     Column("lane", BigInteger, nullable=True, comment="keyed fingerprint of source and subject; null without subject"),
     Column("body", LargeBinary, nullable=False, comment="sealed canonical CloudEvent"),
     PrimaryKeyConstraint("key"),
-    Index("ix_events_id", "id"),
+    Index("ix_events_id", text("hashtextextended(id, 0)")),  # ids have no bound that an index on them could hold
     postgresql_partition_by="RANGE (key)",
 )
 
@@ -145,12 +145,12 @@ attempts = Table(
 delivery_totals = Table(
     "delivery_totals",
     metadata,
-    Column("shard", SmallInteger, primary_key=True, autoincrement=False),
+    Column("subscription", BigInteger, primary_key=True, autoincrement=False),
     Column("delivered", BigInteger, nullable=False, server_default=text("0")),
     Column("dead", BigInteger, nullable=False, server_default=text("0")),
     Column("cancelled", BigInteger, nullable=False, server_default=text("0")),
     postgresql_with={"fillfactor": "50"},
-    comment="Promise 2: matched (the sum of last_sequence) minus these is what must be pending.",
+    comment="Promise 2: matched (last_sequence) minus these is what must be pending.",
 )
 
 rejections = Table(

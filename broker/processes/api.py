@@ -1,0 +1,109 @@
+"""`bode api`: serves the REST API; without RabbitMQ it also accepts what is published over HTTP."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from uuid import uuid4
+
+from broker.api.app import create_app
+from broker.api.context import BrokerContext
+from broker.delivery.client import Target
+from broker.delivery.fence import Fence, FenceError
+from broker.ingest.accept import Acceptor
+from broker.ingest.publishing import AmqpPublisher, DirectPublisher, Publisher
+from broker.ingest.view import View
+from broker.ingest.wake import Waker
+from broker.processes.resources import Resources, open_resources
+from broker.processes.serving import Site, status_routes, tell_ready
+from broker.processes.workers import Readiness, run_workers, stop_on_signals
+from broker.settings import Settings
+from broker.storage import acceptance, leases, people
+from broker.storage.tables import accepted_at
+from broker.telemetry import log
+from schemas.resources import Health
+from subscriptions.callers import Callers
+from subscriptions.context import Context
+
+_BATCH_MAX_EVENTS = 1000
+_BATCH_MAX_BYTES = 4 << 20
+
+
+async def run(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT."""
+    stop = stop_on_signals()
+    session = acceptance.connection_settings(timedelta(seconds=10), timedelta(seconds=5))
+    async with open_resources(
+        settings, name=leases.application_name(uuid4()), session=session, pool_size=4
+    ) as resources:
+        view = View(resources.engine)
+        await view.load()
+        waker = Waker(resources.pool)
+        publisher: Publisher
+        if settings.amqp.url is not None:
+            publisher = AmqpPublisher(settings.amqp)
+        else:
+            acceptor = Acceptor(resources.pool, view, resources.keys, resources.fingerprints)
+            publisher = DirectPublisher(acceptor, waker.queue, settings.ingest.batch_max)
+        readiness = Readiness({"database": resources.database_answers, "publisher": publisher.ready})
+        app = create_app(
+            _context(resources),
+            BrokerContext(
+                resources.engine, publisher, view, settings.event.max_bytes, _BATCH_MAX_BYTES, _BATCH_MAX_EVENTS
+            ),
+            status_routes(readiness),
+        )
+        site = Site(app, str(settings.serve.host), settings.serve.port)
+
+        async def announce() -> None:
+            await site.started()
+            tell_ready(site.port)
+            log().info("process-ready", port=site.port)
+            await asyncio.Event().wait()
+
+        async def drain() -> None:
+            """Requests under way are finished by the site when it is cancelled."""
+
+        await run_workers(
+            {"site": site.run, "publisher": publisher.run, "waker": waker.run, "announce": announce},
+            stop=stop,
+            drain=drain,
+        )
+
+
+def _context(resources: Resources) -> Context:
+    fence = Fence(allow=resources.settings.fence.allow, ports=resources.settings.fence.ports)
+
+    def check_sink(url: str) -> str | None:
+        try:
+            target = Target.of(url)
+            fence.check_port(target.port)
+            fence.check_literal(target.host)
+        except (ValueError, FenceError) as error:
+            return str(error)
+        return None
+
+    async def health_of(keys: Sequence[int]) -> Mapping[int, Health]:
+        async with resources.engine.connect() as connection:
+            rows = await people.read_health(connection, keys)
+        return {
+            row.key: Health(
+                last_sequence=row.last_sequence,
+                delivered_through=row.last_sequence if row.first_pending is None else row.first_pending - 1,
+                pending=row.pending,
+                oldest_pending_at=None if row.oldest is None else accepted_at(row.oldest),
+                dead_letters=row.dead_letters,
+                last_outcome=row.last_outcome,
+            )
+            for row in rows
+        }
+
+    return Context(
+        engine=resources.engine,
+        keys=resources.keys,
+        settings=resources.settings.api,
+        callers=Callers(resources.engine, resources.settings.api),
+        check_sink=check_sink,
+        health_of=health_of,
+        cancel_ungranted=people.cancel_ungranted,
+        cancel_subscription=people.cancel_subscription,
+    )

@@ -1,0 +1,39 @@
+"""What became of events and deliveries, as the API says it: rejections and dead letters."""
+
+from datetime import datetime
+from uuid import UUID
+
+from pydantic import Field
+
+from schemas.resources.base import Answer
+
+
+class Rejection(Answer):
+    """A message that was published and became no event."""
+
+    id: int = Field(description="Identifier of the rejection.")
+    rejected_at: datetime = Field(description="When it was rejected, or rejected again, last.")
+    times: int = Field(ge=1, description="How often this same message came.")
+    code: str = Field(description="Why, as one of a bounded set.", examples=["missing-attribute"])
+    detail: str = Field(description="Why, in words.", examples=["type is required"])
+    attribute: str | None = Field(default=None, description="The attribute at fault, where it is one.")
+    source: str | None = Field(default=None, description="The event's source, where it could be read.")
+    event_id: str | None = Field(default=None, description="The event's id, where it could be read.")
+    event_type: str | None = Field(default=None, description="The event's type, where it could be read.")
+    bytes: int = Field(ge=0, description="Size of the message's body.")
+
+
+class DeadLetter(Answer):
+    """A delivery that ran out of attempts, or whose answer was final; kept until someone decides."""
+
+    id: str = Field(description="Id of the delivery; its `webhook-id`.", examples=["dlv_0f3b…_17"])
+    subscription: UUID = Field(description="The subscription that it was for.")
+    subscription_sequence: int = Field(ge=1, description="Its number within the subscription.")
+    source: str | None = Field(description="The event's source; null: its payload is no longer kept.")
+    event_id: str | None = Field(description="The event's id.")
+    type: str | None = Field(description="The event's type.")
+    accepted_at: datetime = Field(description="When the event was accepted.")
+    ended_at: datetime = Field(description="When the delivery was given up.")
+    attempts: int = Field(ge=1, description="Attempts made.")
+    status: int | None = Field(description="HTTP status of the last attempt; null: no answer.")
+    reason: str = Field(description="Why the last attempt failed.", examples=["status-500"])
