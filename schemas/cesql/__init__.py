@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from schemas.cesql import grammar
 from schemas.cesql.closures import Closure, compile_node, type_of
-from schemas.cesql.tree import Call, Node, Value
+from schemas.cesql.tree import Attribute, Call, Exists, Node, Value, children
 from schemas.cesql.values import ZERO, CesqlError, CesqlSyntaxError, Failure
 
 __all__ = ["CesqlError", "CesqlSyntaxError", "Expression", "Outcome", "compile_expression", "from_node"]
@@ -33,6 +33,22 @@ class Expression:
     text: str = field(compare=False)
     warnings: tuple[str, ...] = field(compare=False, repr=False)
     _run: Closure = field(compare=False, repr=False)
+    _hash: int = field(compare=False, repr=False)
+
+    def __hash__(self) -> int:
+        """Worked out once: trees are looked up often."""
+        return self._hash
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The attributes that the expression refers to."""
+        found, waiting = set(), [self.node]
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, Attribute | Exists):
+                found.add(node.name)
+            waiting.extend(children(node))
+        return frozenset(found)
 
     def holds(self, attributes: Mapping[str, Value]) -> bool:
         """Whether the result is the Boolean true and nothing erred."""
@@ -65,9 +81,9 @@ def compile_expression(text: str) -> Expression:
     node, warnings = grammar.parse(text)
     if type_of(node) not in ("boolean", None):
         warnings = (*warnings, "never-boolean")
-    return Expression(node, text, warnings, compile_node(node))
+    return Expression(node, text, warnings, compile_node(node), hash(node))
 
 
 def from_node(node: Node, text: str = "") -> Expression:
     """Compile a part of an expression that was parsed before."""
-    return Expression(node, text, (), compile_node(node))
+    return Expression(node, text, (), compile_node(node), hash(node))

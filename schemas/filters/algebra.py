@@ -166,6 +166,8 @@ def intern(condition: Condition) -> Condition:
 
 def conjunction(operands: list[Condition]) -> Condition:
     """Join by *and*, flattening and dropping repetitions."""
+    if NOTHING in operands:
+        return NOTHING
     flat: dict[Condition, None] = {}
     for operand in operands:
         for part in operand.operands if isinstance(operand, All) else (operand,):
@@ -175,6 +177,8 @@ def conjunction(operands: list[Condition]) -> Condition:
 
 def disjunction(operands: list[Condition]) -> Condition:
     """Join by *or*, flattening and dropping repetitions."""
+    if EVERYTHING in operands:
+        return EVERYTHING
     flat: dict[Condition, None] = {}
     for operand in operands:
         for part in operand.operands if isinstance(operand, Any) else (operand,):

@@ -65,16 +65,17 @@ def evaluate(condition: Condition, event: Event, follows: Membership = no_lists)
         case Sql(expression):
             return expression.holds(event.attributes)
         case DataOneOf() | DataCompare() | DataPrefix() | DataPresent():
-            return _data_holds(condition, values.find(values.data_of(event.body), condition.pointer))
+            return data_holds(condition, values.find(values.data_of(event.body), condition.pointer))
         case Exact() | OneOf() | Prefix() | Suffix() | Within() | Present() | Follows():
             value = event.attributes.get(condition.attribute)
-            return value is not None and _attribute_holds(condition, canonical(value), follows)
+            return value is not None and attribute_holds(condition, canonical(value), follows)
     assert_never(condition)
 
 
-def _attribute_holds(
+def attribute_holds(
     condition: Exact | OneOf | Prefix | Suffix | Within | Present | Follows, value: str, follows: Membership
 ) -> bool:
+    """Whether an atom holds for a present attribute's canonical string."""
     match condition:
         case Exact():
             return value == condition.value
@@ -93,7 +94,8 @@ def _attribute_holds(
     assert_never(condition)
 
 
-def _data_holds(condition: DataOneOf | DataCompare | DataPrefix | DataPresent, value: values.JsonValue) -> bool:
+def data_holds(condition: DataOneOf | DataCompare | DataPrefix | DataPresent, value: values.JsonValue) -> bool:
+    """Whether an atom holds for what its pointer found in `data`, `ABSENT` included."""
     match condition:
         case DataOneOf():
             return values.scalar(value) in condition.values
