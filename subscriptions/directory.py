@@ -50,7 +50,7 @@ class Directory:
     _by_oin: dict[str, OrganisationEntry] = field(default_factory=dict, repr=False)
     _by_domain: dict[str, UUID] = field(default_factory=dict, repr=False)
     _by_provider: dict[UUID, dict[UUID, GrantEntry]] = field(default_factory=dict, repr=False)
-    _granting: dict[tuple[UUID, str], tuple[GrantEntry, ...]] = field(default_factory=dict, repr=False)
+    _granting: dict[tuple[UUID, str], tuple[GrantEntry, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def organisation_of_user(self, amqp_user: str) -> OrganisationEntry | None:
         """Returns the organisation that a RabbitMQ user speaks for."""
@@ -148,7 +148,10 @@ class Directory:
     def _put_grant(self, identity: UUID, entry: GrantEntry | None) -> None:
         before = self.grants.pop(identity, None)
         if before is not None:
-            self._by_provider[before.provider_id].pop(identity, None)
+            standing = self._by_provider[before.provider_id]
+            del standing[identity]
+            if not standing:
+                del self._by_provider[before.provider_id]
         if entry is not None:
             self.grants[identity] = entry
             self._by_provider.setdefault(entry.provider_id, {})[identity] = entry

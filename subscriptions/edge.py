@@ -53,6 +53,8 @@ _BY_STATUS: Final[Mapping[int, type[Problem]]] = {
 }
 # SQLSTATE classes and codes of failures that pass: connection, resources, operator, locks, deadlocks, time limits.
 _PASSING: Final = ("08", "53", "57", "55P03", "40001", "40P01")
+# SQLSTATEs of text that PostgreSQL can't hold.
+_UNSTORABLE: Final = ("22021", "22P05")
 _HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 
 
@@ -134,6 +136,8 @@ async def _on_http(request: Request, error: Exception) -> Response:
 async def _on_database(request: Request, error: Exception) -> Response:
     assert isinstance(error, DBAPIError)
     state = getattr(error.orig, "sqlstate", None) or ""
+    if state in _UNSTORABLE:
+        return await _on_problem(request, InvalidInput("A value holds a character that can't be kept, such as U+0000."))
     if not (error.connection_invalidated or isinstance(error, InterfaceError) or state.startswith(_PASSING)):
         if not (isinstance(error, OperationalError) and not state):
             raise error

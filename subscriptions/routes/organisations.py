@@ -98,7 +98,7 @@ async def change_organisation(
     context: InContext,
 ) -> Organisation:
     """Changes the members that are given (JSON merge patch); the OIN stays."""
-    given = body.model_dump(exclude_unset=True)
+    given = body.model_dump(exclude_unset=True, by_alias=False)
     if "name" in given and given["name"] is None:
         raise InvalidInput.field("/name", "required", "can't be removed")
     async with changing(context.engine) as connection:

@@ -1,0 +1,178 @@
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from managing import World, database, subscription, world
+
+from schemas.problems import PROBLEM_JSON
+
+
+@pytest.fixture(scope="module")
+def url(postgres_url: str) -> Iterator[str]:
+    with database(postgres_url) as made:
+        yield made
+
+
+@pytest.fixture
+async def bode(url: str) -> AsyncIterator[World]:
+    async with world(url, max_body_bytes=16_384) as made:
+        yield made
+
+
+BAD_BODIES: list[tuple[str, Any, str]] = [
+    ("unknown dialect", {"filters": [{"regex": {"type": ".*"}}]}, "/filters/0/regex"),
+    ("empty all", {"filters": [{"all": []}]}, "/filters/0/all"),
+    ("nested empty any", {"filters": [{"all": [{"exact": {"type": "x"}}, {"any": []}]}]}, "/filters/0/all/1/any"),
+    ("two dialects in one", {"filters": [{"exact": {"a": "b"}, "prefix": {"a": "b"}}]}, "/filters/0"),
+    ("filter that is a string", {"filters": ["x"]}, "/filters/0"),
+    ("filters that are an object", {"filters": {"exact": {"a": "b"}}}, "/filters"),
+    ("follow list that can't exist yet", {"filters": [{"urn:bode:filter:follows": {"subject": "x"}}]}, "/filters"),
+    ("relative sink", {"sink": "/hook"}, "/sink"),
+    ("sink without a host", {"sink": "https:///hook"}, "/sink"),
+    ("sink of another scheme", {"sink": "ftp://afnemer.example/hook"}, "/sink"),
+    ("sink with a password", {"sink": "https://u:p@afnemer.example/hook"}, "/sink"),
+    ("sink with a fragment", {"sink": "https://afnemer.example/hook#x"}, "/sink"),
+    ("sink over http", {"sink": "http://afnemer.example/hook"}, "/sink"),
+    ("sink that is too long", {"sink": "https://afnemer.example/" + "x" * 2048}, "/sink"),
+    ("sink of a forbidden host", {"sink": "https://forbidden.example/"}, "/sink"),
+    ("sink that is a number", {"sink": 7}, "/sink"),
+    ("sink missing", {"sink": ...}, "/sink"),
+    ("protocol missing", {"protocol": ...}, "/protocol"),
+    ("protocol of another kind", {"protocol": "MQTT5"}, "/protocol"),
+    ("credential", {"sinkCredential": {"credentialType": "PLAIN"}}, "/sinkCredential"),
+    ("unknown field", {"colour": "red"}, "/colour"),
+    ("field in snake case", {"subscriber_reference": "x"}, "/subscriber_reference"),
+    ("unknown field within", {"protocolSettings": {"verb": "POST"}}, "/protocolSettings/verb"),
+    ("method other than POST", {"protocolSettings": {"method": "PUT"}}, "/protocolSettings/method"),
+    ("header of ours", {"protocolSettings": {"headers": {"Webhook-Id": "x"}}}, "/protocolSettings/headers"),
+    ("header with a line break", {"protocolSettings": {"headers": {"X": "a\r\nb"}}}, "/protocolSettings/headers"),
+    ("types of the wrong kind", {"types": "nl.brp.x"}, "/types"),
+    ("empty type", {"types": ["nl.brp.x", ""]}, "/types/1"),
+    ("ordering that isn't one", {"ordering": "random"}, "/ordering"),
+    ("no delays", {"retry": {"delays": []}}, "/retry/delays"),
+    ("delay of a year", {"retry": {"delays": ["P1Y"]}}, "/retry/delays/0"),
+    ("delays of months together", {"retry": {"delays": ["P7D"] * 5}}, "/retry"),
+    ("control character", {"subscriberReference": "a\nb"}, "/subscriberReference"),
+    ("secret of one's own", {"secret": "whsec_x"}, "/secret"),
+]
+
+
+@pytest.mark.parametrize(("members", "name"), [case[1:] for case in BAD_BODIES], ids=[case[0] for case in BAD_BODIES])
+async def test_bad_input_names_the_field_and_stores_nothing(bode: World, members: dict[str, Any], name: str) -> None:
+    provider = await bode.provider()
+    answer = await bode.call("POST", "/subscriptions", key=provider.key, body=subscription(**members))
+    assert answer.status == 400, answer.text
+    assert answer.headers["content-type"] == PROBLEM_JSON
+    problem = answer.json
+    assert problem["invalidParams"][0]["name"] == name
+    assert problem["invalidParams"][0]["reason"]
+    assert (problem["type"], problem["status"]) == ("urn:bode:problem:invalid-input", 400)
+    assert problem["instance"] == f"urn:uuid:{answer.headers['x-request-id']}"
+    assert (await bode.call("GET", "/subscriptions", key=provider.key)).json["count"] == 0
+
+
+@pytest.mark.parametrize(("members", "name"), [case[1:] for case in BAD_BODIES[:15]])
+async def test_a_bad_change_changes_nothing(bode: World, members: dict[str, Any], name: str) -> None:
+    provider = await bode.provider()
+    made = await bode.subscribe(provider)
+    path = f"/subscriptions/{made['id']}"
+    put = await bode.call("PUT", path, key=provider.key, body=subscription(**members))
+    patch = await bode.call("PATCH", path, key=provider.key, body=members)
+    assert [(answer.status, answer.json["invalidParams"][0]["name"]) for answer in (put, patch)] == [(400, name)] * 2
+    assert (await bode.call("GET", path, key=provider.key)).json["version"] == 1
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"{",
+        b"",
+        b"[]",
+        b'"x"',
+        b"null",
+        b'{"sink": NaN}',
+        b'{"sink": "\xff"}',
+        b'{"sink": "\\ud800", "protocol": "HTTP"}',
+        b'{"sink": "https://a.example", "protocol": "HTTP", "filters": [{"exact": {"a": "\\u0000"}}]}',
+        b"[" * 5000,
+    ],
+)
+async def test_a_malformed_body_is_a_problem(bode: World, raw: bytes) -> None:
+    provider = await bode.provider()
+    headers = {"content-type": "application/json"}
+    answer = await bode.call("POST", "/subscriptions", key=provider.key, raw=raw, headers=headers)
+    assert (answer.status, answer.json["code"]) == (400, "invalid-input")
+
+
+async def test_a_query_that_cannot_be_kept_as_text_is_a_problem(bode: World) -> None:
+    provider = await bode.provider()
+    answer = await bode.call("GET", "/domains?name=%00", key=provider.key)
+    assert (answer.status, answer.json["code"]) == (400, "invalid-input")
+
+
+async def test_values_are_not_repeated_in_problems(bode: World) -> None:
+    provider = await bode.provider()
+    body = subscription(ordering="999990019", types=["999990019\n"], filters=[{"exact": {"subject": 999990019}}])
+    answer = await bode.call("POST", "/subscriptions", key=provider.key, body=body)
+    assert answer.status == 400
+    assert "999990019" not in answer.text
+
+
+async def test_a_large_body_is_refused_before_it_is_read(bode: World) -> None:
+    provider = await bode.provider()
+    raw = b"x" * 16_385
+    headers = {"content-type": "application/json"}
+    assert (await bode.call("POST", "/subscriptions", key=provider.key, raw=raw, headers=headers)).status == 413
+
+
+@pytest.mark.parametrize("media_type", ["text/plain", "application/xml", "application/merge-patch+json", ""])
+async def test_another_media_type_is_refused(bode: World, media_type: str) -> None:
+    provider = await bode.provider()
+    headers = {"content-type": media_type} if media_type else {}
+    answer = await bode.call("POST", "/subscriptions", key=provider.key, raw=b"{}", headers=headers)
+    assert (answer.status, answer.json["code"]) == (415, "unsupported-media-type")
+
+
+@pytest.mark.parametrize(
+    ("accept", "status"),
+    [
+        ("application/xml", 406),
+        ("application/json;q=0", 406),
+        ("application/json", 200),
+        ("text/html, */*;q=0.1", 200),
+        ("application/problem+json", 200),
+    ],
+)
+async def test_an_answer_comes_only_as_json(bode: World, accept: str, status: int) -> None:
+    provider = await bode.provider()
+    answer = await bode.call("GET", "/subscriptions", key=provider.key, headers={"accept": accept})
+    assert answer.status == status
+
+
+async def test_unknown_places_and_methods_are_problems(bode: World) -> None:
+    provider = await bode.provider()
+    nowhere = await bode.call("GET", "/nothing", key=provider.key)
+    assert (nowhere.status, nowhere.json["code"]) == (404, "not-found")
+    method = await bode.call("PUT", "/subscriptions", key=provider.key, body={})
+    assert (method.status, method.json["code"]) == (405, "method-not-allowed")
+    assert "allow" in method.headers
+    slash = await bode.call("GET", "/subscriptions/", key=provider.key)
+    assert slash.status == 404
+
+
+async def test_an_unexpected_failure_tells_nothing_of_the_inside(bode: World) -> None:
+    @bode.app.get("/v1/broken")
+    async def broken() -> None:
+        raise RuntimeError("the password is swordfish")
+
+    answer = await bode.call("GET", "/broken")
+    assert (answer.status, answer.json["code"]) == (500, "internal-error")
+    assert answer.headers["content-type"] == PROBLEM_JSON
+    assert "swordfish" not in answer.text
+
+
+async def test_an_unreachable_database_is_a_problem_that_passes() -> None:
+    async with world("postgresql://nobody@127.0.0.1:1/none") as bode:
+        answer = await bode.call("GET", "/subscriptions", key="bode_" + "x" * 43)
+        assert (answer.status, answer.json["code"]) == (503, "unavailable")
+        assert answer.headers["retry-after"] == "1"
