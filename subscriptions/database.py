@@ -5,6 +5,7 @@ One metadata object holds every table of Bode, so that migrations and the declar
 
 from typing import Any, Final, TypeAlias
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from sqlalchemy import MetaData, Row, Select
 from sqlalchemy.engine import URL, make_url
@@ -68,6 +69,7 @@ def create_engine(settings: DatabaseSettings, *, application_name: str = "bode")
         pool_timeout=settings.pool_timeout_seconds,
         pool_pre_ping=True,
         hide_parameters=True,
+        json_deserializer=orjson.loads,
         connect_args={
             "timeout": settings.connect_timeout_seconds,
             "server_settings": {

@@ -33,7 +33,7 @@ from subscriptions.entries import (
 from subscriptions.tables import MATCHED, Ordering, Status, domains, grants, organisations, subscriptions
 
 OIN_SOURCE: Final = "urn:nld:oin:"
-_STREAM_ROWS: Final = 2_000
+_STREAMING: Final = {"yield_per": 2_000}
 _MEMO_LIMIT: Final = 100_000
 
 
@@ -167,13 +167,13 @@ async def load(engine: AsyncEngine) -> tuple[int, Directory]:
             directory.apply([OrganisationChanged(row.id, _organisation(row))])
         for row in await connection.execute(_DOMAINS):
             directory.apply([DomainChanged(row.id, _domain(row))])
-        async with connection.stream(_GRANTS, execution_options={"yield_per": _STREAM_ROWS}) as rows:
-            async for row in rows:
-                directory.apply([GrantChanged(row.id, _grant(row))])
+        async with connection.stream(_GRANTS, execution_options=_STREAMING) as granted:
+            async for rows in granted.partitions():
+                directory.apply([GrantChanged(row.id, _grant(row)) for row in rows])
         matched = _SUBSCRIPTIONS.where(subscriptions.c.status.in_(MATCHED))
-        async with connection.stream(matched, execution_options={"yield_per": _STREAM_ROWS}) as rows:
-            async for row in rows:
-                directory.subscriptions[row.key] = _subscription(row)
+        async with connection.stream(matched, execution_options=_STREAMING) as found:
+            async for rows in found.partitions():  # row by row would cost a switch of context for each
+                directory.subscriptions.update((row.key, _subscription(row)) for row in rows)
     return version, directory
 
 
