@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from schemas.resources.base import Answer, EventType, Page, Printable, Resource
@@ -28,6 +28,7 @@ Delay = Annotated[
     timedelta,
     Field(ge=timedelta(milliseconds=10), le=timedelta(days=7)),
     PlainSerializer(_iso_duration, return_type=str),
+    WithJsonSchema({"anyOf": [{"type": "string", "format": "duration"}, {"type": "number", "exclusiveMinimum": 0}]}),
 ]
 
 
