@@ -83,6 +83,26 @@ def migrate() -> None:
     typer.echo("✔ schema is current")
 
 
+@app.command()
+def up(
+    demo: Annotated[bool, typer.Option("--demo", help="Registries that publish, providers that receive.")] = False,
+    data_dir: DataDir = _DEFAULT_DATA,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the API; else 8000 or a free one.")] = None,
+) -> None:
+    """Run everything on this machine, until Ctrl-C."""
+    from rich.console import Console
+
+    from broker.tools.up import CannotStart
+    from broker.tools.up import up as run_all
+
+    configure_logging("up", "WARNING")
+    rate = configuration.UpSettings().demo.rate
+    try:
+        _run(run_all(data_dir=data_dir, port=port, with_demo=demo, demo_rate=rate, console=Console()))
+    except CannotStart as error:
+        _fail(str(error))
+
+
 def _settings(process: str) -> Settings:
     """The settings, with logging set up; every wrong one is named in one message."""
     try:
