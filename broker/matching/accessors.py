@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Final, Literal, TypeAlias
 from weakref import WeakValueDictionary
 
+from schemas.cesql import Expression
 from schemas.filters.algebra import Pointer, Scalar
 
 Kind: TypeAlias = Literal[
@@ -20,7 +22,11 @@ Kind: TypeAlias = Literal[
     "number",  # the number at a pointer
     "date",  # the calendar date at a pointer
     "instant",  # the instant at a pointer
+    "computed",  # the value of a CESQL expression, where it doesn't err
+    "computed-prefix",  # the first `size` characters of such a string
+    "computed-suffix",  # the last
 ]
+Operand: TypeAlias = str | Pointer | Expression
 SEVERAL: Final = frozenset({"list", "gram"})
 GRAM: Final = 3
 
@@ -28,32 +34,36 @@ GRAM: Final = 3
 class Accessor:
     """One way to read an event. Two for the same reading are the same object, so they compare by identity."""
 
-    __slots__ = ("__weakref__", "kind", "name", "pointer", "rank", "several", "size")
+    __slots__ = ("__weakref__", "expression", "kind", "name", "number", "pointer", "several", "size")
 
-    def __init__(self, kind: Kind, name: str, pointer: Pointer | None, size: int) -> None:
+    def __init__(self, kind: Kind, operand: Operand, size: int) -> None:
         """Called by `accessor` only."""
         self.kind = kind
-        self.name = name
-        self.pointer = pointer
+        self.name = operand if isinstance(operand, str) else ""
+        self.pointer = operand if isinstance(operand, tuple) else None
+        self.expression = operand if isinstance(operand, Expression) else None
         self.size = size
         self.several = kind in SEVERAL
-        self.rank = (kind, name, pointer or (), size)
+        self.number = next(_numbers)
         """A fixed order, so that conditions in any order share a table."""
 
-    def __repr__(self) -> str:
-        """For people."""
-        return f"<{self.kind} of {self.name or self.pointer}>"
+    @property
+    def names(self) -> frozenset[str]:
+        """The attributes that it reads."""
+        if self.expression is not None:
+            return self.expression.names
+        return frozenset({self.name}) if self.name else frozenset()
 
 
-_known: WeakValueDictionary[tuple[str, str, Pointer | None, int], Accessor] = WeakValueDictionary()
+_numbers = count()
+_known: WeakValueDictionary[tuple[str, Operand, int], Accessor] = WeakValueDictionary()
 
 
-def accessor(kind: Kind, operand: str | Pointer, size: int = 0) -> Accessor:
-    """The one accessor for an attribute's name or a pointer into `data`."""
-    name, pointer = (operand, None) if isinstance(operand, str) else ("", operand)
-    found = _known.get((kind, name, pointer, size))
+def accessor(kind: Kind, operand: Operand, size: int = 0) -> Accessor:
+    """The one accessor for an attribute's name, a pointer into `data`, or an expression."""
+    found = _known.get((kind, operand, size))
     if found is None:
-        found = _known[kind, name, pointer, size] = Accessor(kind, name, pointer, size)
+        found = _known[kind, operand, size] = Accessor(kind, operand, size)
     return found
 
 

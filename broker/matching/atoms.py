@@ -6,6 +6,7 @@ They arise from lowering (`lowering.py`) and never leave this package.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal as TypingLiteral
 from typing import TypeAlias
 
 from broker.matching.accessors import Accessor
@@ -44,6 +45,24 @@ class Contains:
 
 
 @dataclass(frozen=True, slots=True)
+class Computed:
+    """The expression doesn't err, and its value equals `value`, or starts or ends with it."""
+
+    how: TypingLiteral["computed", "computed-prefix", "computed-suffix"]
+    expression: Expression
+    value: str | int | bool
+
+
+@dataclass(frozen=True, slots=True)
+class ComputedNumber:
+    """The integer expression doesn't err, and its value stands to `operand` as `bound` says."""
+
+    expression: Expression
+    bound: Bound
+    operand: int
+
+
+@dataclass(frozen=True, slots=True)
 class Whole:
     """The expression is true without error, and is not to be taken apart any further."""
 
@@ -58,7 +77,7 @@ class Reads:
     value: object
 
 
-Own: TypeAlias = Number | NumberIs | Contains | Whole | Reads
+Own: TypeAlias = Number | NumberIs | Contains | Computed | ComputedNumber | Whole | Reads
 Term: TypeAlias = Condition | Own
 Literal: TypeAlias = tuple[Term, bool]
 """A term and whether it must be true or false."""

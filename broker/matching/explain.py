@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import date
 
 from broker.matching.accessors import Accessor
-from broker.matching.atoms import Contains, Literal, Number, NumberIs, Reads, Whole
+from broker.matching.atoms import Computed, ComputedNumber, Contains, Literal, Number, NumberIs, Reads, Whole
 from broker.matching.context import Context
 from broker.matching.guards import holds_key, literal_test
 from broker.matching.plan import TYPE, Conjunction
@@ -127,6 +127,8 @@ def describe(literal: Literal) -> str:
             return f"{name} as an integer {_SIGNS[bound]} {operand}"
         case NumberIs(name, operand):
             return f"{name} as an integer is {operand}"
+        case Computed() | ComputedNumber():
+            return "a part of the expression is true"
         case Reads(reading, value):
             return _key(reading, value)
         case DataOneOf(pointer, options):
@@ -152,6 +154,8 @@ def _key(reading: Accessor, value: object) -> str:
     match reading.kind:
         case "prefix" | "data-prefix":
             return f"{name} starts with {value!r}"
+        case "computed" | "computed-prefix" | "computed-suffix":
+            return f"a part of the expression gives {value!r}"
         case "suffix":
             return f"{name} ends with {value!r}"
         case "label":

@@ -5,8 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import assert_never, cast
 
-from broker.matching.accessors import Accessor, data_key
-from broker.matching.atoms import Contains, Literal, Number, NumberIs, Reads, Term, Whole, integer
+from broker.matching.accessors import Accessor, accessor, data_key
+from broker.matching.atoms import (
+    Computed,
+    ComputedNumber,
+    Contains,
+    Literal,
+    Number,
+    NumberIs,
+    Reads,
+    Term,
+    Whole,
+    integer,
+)
 from broker.matching.context import Context
 from schemas.filters import values
 from schemas.filters.algebra import (
@@ -82,8 +93,10 @@ def names_in(term: Term) -> set[str]:
             return names_in(operand)
         case Sql(expression) | Whole(expression):
             return set(expression.names)
+        case Computed() | ComputedNumber():
+            return set(term.expression.names)
         case Reads(reading):
-            return {reading.name} if reading.name else set()
+            return set(reading.names)
         case DataOneOf() | DataCompare() | DataPrefix() | DataPresent():
             return set()
     return {term.attribute}
@@ -135,6 +148,11 @@ def term_test(term: Term) -> Test:
             return lambda context: integer(context.attributes.get(name)) == operand
         case Number():
             return _number(term)
+        case Computed(how, expression, value):
+            reading = accessor(how, expression, 0 if how == "computed" else len(str(value)))
+            return lambda context: holds_key(reading, value, context)
+        case ComputedNumber():
+            return _computed_number(term)
         case Reads(reading, value):
             return lambda context: holds_key(reading, value, context)
         case DataOneOf() | DataCompare() | DataPrefix() | DataPresent():
@@ -155,6 +173,11 @@ def read(reading: Accessor, context: Context) -> object:
         if reading.kind == "data-prefix":
             return field[:size] if isinstance(field, str) else None
         return values.MEASURES[cast(Measure, reading.kind)](field)
+    if reading.expression is not None:
+        value = reading.expression.value(context.attributes)
+        if reading.kind == "computed" or value is None:
+            return value
+        return str(value)[:size] if reading.kind == "computed-prefix" else str(value)[-size:]
     if reading.kind == "integer":
         return integer(context.attributes.get(reading.name))
     text = context.text(reading.name)
@@ -192,6 +215,16 @@ def _text(term: OneOf | Prefix | Suffix | Within | Present) -> Test:
 def _contains(term: Contains) -> Test:
     name, value = term.attribute, term.value
     return lambda context: value in (context.text(name) or "")
+
+
+def _computed_number(term: ComputedNumber) -> Test:
+    expression, compare, operand = term.expression, COMPARE[term.bound], term.operand
+
+    def test(context: Context) -> bool:
+        value = expression.value(context.attributes)
+        return isinstance(value, int) and compare(value, operand)
+
+    return test
 
 
 def _number(term: Number) -> Test:

@@ -194,8 +194,8 @@ class Index:
             for reading, value in each.keys:
                 if reading.kind == "list":
                     following.add((reading.name, str(value)))
-                if reading.name and reading.name not in self._names:
-                    self._names.add(reading.name)
+                if reading.name not in self._names and not self._names.issuperset(reading.names):
+                    self._names.update(reading.names)
                     self._projection = None
             literals = each.span.literals if each.span else each.guards
             for literal in literals:
@@ -209,7 +209,7 @@ class Index:
     def _project(self) -> Projection:
         """Make the projection anew, from what is still asked for."""
         readings = {reading for partition in self._partitions.values() for reading in partition.readings()}
-        names = {reading.name for reading in readings if reading.name}
+        names = {name for reading in readings for name in reading.names}
         for guard in self._guards.values():
             names.update(name for term, _ in guard.literals for name in names_in(term))
         self._names = {"type", *names}

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any as Anything
 from typing import Final, cast
 
-from broker.matching.atoms import REQUIRED, TEXTUAL, Contains, Number, NumberIs, Whole
+from broker.matching.atoms import REQUIRED, TEXTUAL, Computed, ComputedNumber, Contains, Number, NumberIs, Whole
 from schemas import cesql
 from schemas.cesql import like, tree
 from schemas.cesql.closures import type_of
+from schemas.cesql.values import type_of_value
 from schemas.filters.algebra import (
     EVERYTHING,
     NOTHING,
@@ -77,6 +78,10 @@ def _truth(node: tree.Node) -> Truth:
             return _equality(node, name, value, negated=node.operator == "!=")
         case tree.In(tree.Attribute(name)):
             return _in(name, node)
+        case tree.Comparison(operator, _, tree.Literal(value)):
+            return _computed(node, operator, value)
+        case tree.Like():
+            return _computed_like(node)
     return _whole(node)
 
 
@@ -198,6 +203,41 @@ def _order(node: tree.Comparison, name: str, operator: str) -> Truth:
     yes: Anything = Number(name, bound, node.right.value)
     no: Anything = Number(name, _OPPOSITE[bound], node.right.value)
     return Truth(yes, no, disjunction([yes, no]))
+
+
+def _cast(node: tree.Node, wanted: tree.Type) -> cesql.Expression:
+    return cesql.from_node(tree.Call({"string": "STRING", "integer": "INT", "boolean": "BOOL"}[wanted], (node,)))
+
+
+def _computed(node: tree.Comparison, operator: str, value: tree.Value) -> Truth:
+    """A value that is worked out once for each event, whatever it is compared with."""
+    whole = _whole(node)
+    if operator in ("=", "!="):
+        yes = cast(Condition, Computed("computed", _cast(node.left, type_of_value(value)), value))
+        if operator == "=":
+            return Truth(yes, whole.no, disjunction([yes, whole.no]))
+        return Truth(whole.yes, yes, disjunction([whole.yes, yes]))
+    if type(value) is not int:
+        return whole
+    expression, bound = _cast(node.left, "integer"), _BOUNDS[operator]
+    yes = cast(Condition, ComputedNumber(expression, bound, value))
+    no = cast(Condition, ComputedNumber(expression, _OPPOSITE[bound], value))
+    return Truth(yes, no, disjunction([yes, no]))
+
+
+def _computed_like(node: tree.Like) -> Truth:
+    whole = _whole(tree.Like(node.operand, node.pattern, negated=False))
+    pieces = like.parse(node.pattern).literal
+    yes = whole.yes
+    if pieces is not None and len(pieces) <= 2 and sum(map(bool, pieces)) == 1:
+        text = _cast(node.operand, "string")
+        if len(pieces) == 1:
+            yes = cast(Condition, Computed("computed", text, pieces[0]))
+        else:
+            kind: Anything = "computed-prefix" if pieces[0] else "computed-suffix"
+            yes = cast(Condition, Computed(kind, text, pieces[0] or pieces[1]))
+    truth = Truth(yes, whole.no, disjunction([yes, whole.no]))
+    return Truth(truth.no, truth.yes, truth.sure) if node.negated else truth
 
 
 def _in(name: str, node: tree.In) -> Truth:

@@ -152,7 +152,7 @@ class Partition:
         self._pointers = +self._pointers
 
     def _new_order(self, order: Signature) -> tuple[Shape, tuple[int, ...]]:
-        arrangement = tuple(sorted(range(len(order)), key=lambda at: order[at].rank))
+        arrangement = tuple(sorted(range(len(order)), key=lambda at: order[at].number))
         signature = tuple(order[at] for at in arrangement)
         shape = self._shapes.get(signature)
         if shape is None:
@@ -178,7 +178,7 @@ class Partition:
     def _place_behind(self, number: int, shape: Shape, conjunction: Conjunction, shared: bool) -> Behind:
         placement = Behind(conjunction, shared)
         chosen = self._choose(conjunction.keys)
-        signature = tuple(sorted((key[0] for key in chosen), key=lambda reading: reading.rank))
+        signature = tuple(sorted((key[0] for key in chosen), key=lambda reading: reading.number))
         values = dict(chosen)
         key: Hashable = values[signature[0]] if len(signature) == 1 else tuple(values[each] for each in signature)
         rest = [each for each in conjunction.keys if each[0] not in values]
@@ -222,7 +222,7 @@ class Partition:
         return best
 
     def _signature(self, keys: tuple[Key, ...]) -> Signature:
-        return tuple(sorted((key[0] for key in keys), key=lambda reading: reading.rank))
+        return tuple(sorted((key[0] for key in keys), key=lambda reading: reading.number))
 
     def _weight(self, keys: tuple[Key, ...]) -> int | None:
         """Entries that stand there already; nothing if there is no such table and no room for one."""

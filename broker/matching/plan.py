@@ -13,7 +13,7 @@ from itertools import product
 from typing import Final, cast
 
 from broker.matching.accessors import GRAM, Accessor, accessor, scalar_key
-from broker.matching.atoms import REQUIRED, Contains, Literal, Number, NumberIs, Term
+from broker.matching.atoms import REQUIRED, Computed, ComputedNumber, Contains, Literal, Number, NumberIs, Term
 from broker.matching.lowering import lower
 from schemas.filters import limits
 from schemas.filters.algebra import (
@@ -207,7 +207,8 @@ def _sort_out(literals: list[Literal]) -> tuple[tuple[Key, ...], Span | None, tu
         key, exact = _key(term) if positive else (None, False)
         if key is not None:
             reading = key[0]
-            place = ("several", None) if reading.several else (reading.kind, reading.pointer or reading.name)
+            subject = reading.pointer or reading.expression or reading.name
+            place = ("several", None) if reading.several else (reading.kind, subject)
             if place not in places:
                 places.add(place)
                 keys[reading] = key[1]
@@ -247,6 +248,9 @@ def _key(term: Term) -> tuple[Key | None, bool]:
             return (accessor("list", attribute), list_id), True
         case Contains(attribute, value) if len(value) >= GRAM:
             return (accessor("gram", attribute), value[:GRAM]), len(value) == GRAM
+        case Computed(how, expression, operand):
+            size = 0 if how == "computed" else len(str(operand))
+            return (accessor(how, expression, size), operand), True
         case DataPrefix(pointer, value) if value:
             return (accessor("data-prefix", pointer, len(value)), value), True
     return None, False
@@ -257,15 +261,19 @@ def _span(guards: list[Literal]) -> Span | None:
     found: dict[str, tuple[int | float, int]] = {}
     readings: set[Accessor] = set()
     for term, positive in guards:
-        if not positive or not isinstance(term, Number | DataCompare):
+        if not positive or not isinstance(term, Number | DataCompare | ComputedNumber):
             return None
         side, edge = _edge(term.bound, term.operand)
         if side in found:
             return None
         found[side] = edge
-        readings.add(
-            accessor("integer", term.attribute) if isinstance(term, Number) else accessor(term.measure, term.pointer)
-        )
+        match term:
+            case Number(attribute):
+                readings.add(accessor("integer", attribute))
+            case DataCompare(pointer):
+                readings.add(accessor(term.measure, pointer))
+            case ComputedNumber(expression):
+                readings.add(accessor("computed", expression))
     if len(readings) != 1:
         return None
     return Span(readings.pop(), found.get("low"), found.get("high"), tuple(guards))
@@ -283,11 +291,14 @@ def _edge(bound: Bound, operand: int | float) -> tuple[str, tuple[int | float, i
             return "high", (operand, -1)
 
 
+_WHOLE_VALUES: Final = frozenset({"attribute", "data", "integer", "computed"})
+
+
 def _disjoint(found: list[Conjunction]) -> bool:
     """Whether no two can hold at once, because they differ in what some shared attribute must equal."""
     rows = [
         {
-            **{reading: value for reading, value in each.keys if reading.kind in ("attribute", "data", "integer")},
+            **{reading: value for reading, value in each.keys if reading.kind in _WHOLE_VALUES},
             **({TYPE: each.event_type} if each.event_type is not None else {}),
         }
         for each in found

@@ -14,6 +14,7 @@ from broker.matching.atoms import TEXTUAL, integer
 from broker.matching.context import Context, ListsOf
 from broker.matching.projection import Projection, data_reader
 from broker.matching.tables import Table
+from schemas.cesql import Expression
 from schemas.filters import canonical, values
 from schemas.filters.algebra import Pointer
 
@@ -75,7 +76,7 @@ class _Writer:
         self._guard_pointers = guard_pointers
         self._pairs = pairs
         self._tables = 0
-        self._counted = self._guarded = False
+        self._counted = self._guarded = self._mapped = False
 
     def look_up(self, table: Table) -> None:
         form = table.form
@@ -164,8 +165,10 @@ class _Writer:
         if (name := self._names.get(reading)) is not None:
             return name
         base = ""
-        if reading.kind != "attribute" and reading.pointer is None:
+        if reading.kind in ("prefix", "suffix", "label", "list", "gram"):
             base = self._read(accessor("attribute", reading.name))
+        elif reading.kind != "computed" and reading.expression is not None:
+            base = self._read(accessor("computed", reading.expression))
         name = self._names[reading] = f"v{len(self._names)}"
         self._reads += [f"    {line}" for line in self._lines(reading, name, base)]
         return name
@@ -182,9 +185,13 @@ class _Writer:
         match reading.kind:
             case "attribute":
                 return self._attribute(reading.name, name)
-            case "prefix":
+            case "computed":
+                bound = f"e{len(self.bound)}"
+                self.bound[bound] = cast(Expression, reading.expression).value
+                return [f"{name} = {bound}({self._mapping()})"]
+            case "prefix" | "computed-prefix":
                 return [f"{name} = {base} and {base}[:{size}]"]
-            case "suffix":
+            case "suffix" | "computed-suffix":
                 return [f"{name} = {base} and {base}[-{size}:]"]
             case "label":
                 return [f"{name} = {base} and ({base} + '.')[:{size}]"]
@@ -200,6 +207,15 @@ class _Writer:
                 return [f"{name} = {field}", f"{name} = {name}[:{size}] if {name}.__class__ is str else None"]
             case "number" | "date" | "instant":
                 return [f"{name} = {reading.kind}({field})"]
+
+    def _mapping(self) -> str:
+        """The attributes as a mapping, for expressions."""
+        if self._projection is None:
+            return "source"
+        if not self._mapped:
+            self._mapped = True
+            self._reads.append("    attributes = mapping(source)")
+        return "attributes"
 
     def _raw(self, attribute: str) -> str:
         if self._projection is not None:

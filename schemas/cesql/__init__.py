@@ -57,6 +57,13 @@ class Expression:
         except Failure:
             return False
 
+    def value(self, attributes: Mapping[str, Value]) -> Value | None:
+        """The value, or nothing where something erred."""
+        try:
+            return self._run(attributes)
+        except Failure:
+            return None
+
     def evaluate(self, attributes: Mapping[str, Value]) -> Outcome:
         """The value, or after an error the value that the specification gives beside it."""
         try:
