@@ -25,17 +25,17 @@ from broker.matching.projection import Projection
 from broker.matching.tables import Form, Signature, Table
 from schemas.filters.algebra import Pointer
 
-FIRST_EXACT: Final = 48
+FIRST_EXACT: Final = 16
 """Combinations of accessors that get a table of their own at once."""
-MOST_EXACT: Final = 128
+MOST_EXACT: Final = 64
 """Combinations with a table of their own, those included that came to it by number."""
 FREQUENT: Final = 64
 """A combination behind others moves when it has this many conjunctions, and this part of its partition's."""
-MOST_BEHIND: Final = 48
+MOST_BEHIND: Final = 128
 """Tables that the other combinations share."""
 MOST_PAIRED: Final = 64
 """Accessors whose values are numbered."""
-CROWDED: Final = 24
+CROWDED: Final = 4
 """Entries of a bucket from which a pair of accessors is tried instead of one."""
 
 Exact: TypeAlias = tuple[Table, Hashable, Any]
@@ -91,6 +91,7 @@ class Partition:
         self._behind: set[Signature] = set()
         self._pairs: dict[Accessor, dict[object, int]] = {}
         self._pair_uses: Counter[int] = Counter()
+        self._readings: Counter[Accessor] = Counter()
         self._next_pair = 0
         self._pointers: Counter[Pointer] = Counter()
         self._probes: dict[Projection | None, Probe] = {}
@@ -181,11 +182,12 @@ class Partition:
         signature = tuple(sorted((key[0] for key in chosen), key=lambda reading: reading.number))
         values = dict(chosen)
         key: Hashable = values[signature[0]] if len(signature) == 1 else tuple(values[each] for each in signature)
-        rest = [each for each in conjunction.keys if each[0] not in values]
-        placement.pairs = tuple(each for each in rest if self._numbered(each[0]))
-        need = frozenset(self._pair(each) for each in placement.pairs)
+        numbered = tuple(each for each in conjunction.keys if self._numbered(each[0]))
+        pairs = {each[0]: self._pair(each) for each in numbered}
+        placement.pairs = numbered
+        need = frozenset(pair for reading, pair in pairs.items() if reading not in values)
         literals = [
-            *((Reads(*each), True) for each in rest if each not in placement.pairs),
+            *((Reads(*each), True) for each in conjunction.keys if each[0] not in values and each[0] not in pairs),
             *(conjunction.span.literals if conjunction.span else conjunction.guards),
         ]
         if literals:
@@ -200,7 +202,10 @@ class Partition:
         return placement
 
     def _choose(self, keys: tuple[Key, ...]) -> tuple[Key, ...]:
-        """The one or two keys under which a conjunction stands: the emptiest bucket, an existing table if equal."""
+        """The one or two keys under which a conjunction stands: those that the fewest events will have.
+
+        Events are taken to be spread over values as conjunctions are. A pair is tried where one key's bucket is full.
+        """
         several = tuple(key for key in keys if key[0].several)
         plain = [key for key in keys if not key[0].several]
         rounds = [
@@ -208,27 +213,32 @@ class Partition:
             [(*several, *pair) for pair in combinations(plain, 2)],
         ]
         best: tuple[Key, ...] = ()
-        least: tuple[int, int] | None = None
+        least: float | None = None
         for choices in rounds:
             for choice in choices:
-                weight = self._weight(choice)
-                if weight is None:
-                    continue
-                rank = (weight, 0 if self._signature(choice) in self._behind else 1)
-                if least is None or rank < least:
-                    best, least = choice, rank
-            if least is not None and least[0] < CROWDED:
+                if (share := self._share(choice)) is not None and (least is None or share < least):
+                    best, least = choice, share
+            if best and self._weight(best) < CROWDED:
                 break
         return best
+
+    def _share(self, keys: tuple[Key, ...]) -> float | None:
+        """The part of events that will have these keys; nothing if there is neither such a table nor room for one."""
+        if self._signature(keys) not in self._behind and len(self._behind) >= MOST_BEHIND:
+            return None
+        share = 1.0
+        for reading, value in keys:
+            numbers = self._pairs.get(reading, {})
+            pair = numbers.get(value)
+            share *= (self._pair_uses[pair] + 1 if pair is not None else 1) / (self._readings[reading] + 1)
+        return share
 
     def _signature(self, keys: tuple[Key, ...]) -> Signature:
         return tuple(sorted((key[0] for key in keys), key=lambda reading: reading.number))
 
-    def _weight(self, keys: tuple[Key, ...]) -> int | None:
-        """Entries that stand there already; nothing if there is no such table and no room for one."""
+    def _weight(self, keys: tuple[Key, ...]) -> int:
+        """How many entries stand under these keys already."""
         signature = self._signature(keys)
-        if signature not in self._behind:
-            return None if len(self._behind) >= MOST_BEHIND else 0
         values = dict(keys)
         key: Hashable = values[signature[0]] if len(signature) == 1 else tuple(values[each] for each in signature)
         forms = (Form(signature, mode, shared) for mode in ("counted", "both") for shared in (False, True))
@@ -295,11 +305,13 @@ class Partition:
             pair = numbers[key[1]] = self._next_pair
             self._next_pair += 1
         self._pair_uses[pair] += 1
+        self._readings[key[0]] += 1
         return pair
 
     def _forget(self, pairs: tuple[Key, ...]) -> None:
         for reading, value in pairs:
             pair = self._pairs[reading][value]
             self._pair_uses[pair] -= 1
+            self._readings[reading] -= 1
             if not self._pair_uses[pair]:
                 del self._pair_uses[pair], self._pairs[reading][value]
