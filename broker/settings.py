@@ -77,6 +77,14 @@ class Settings(BaseSettings):
     log: LogSettings = LogSettings()
 
 
+class DataSettings(BaseModel):
+    """Where `bode up` keeps what it writes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dir: Path = Field(default=Path(".bode"), description="Data directory of `bode up`.")
+
+
 class UpSettings(BaseSettings):
     """What `bode up` reads for itself; it makes the rest for its children."""
 
@@ -84,16 +92,8 @@ class UpSettings(BaseSettings):
         env_prefix="BODE_", env_nested_delimiter="_", env_nested_max_split=1, frozen=True, extra="ignore"
     )
 
-    data: "DataSettings" = Field(default_factory=lambda: DataSettings())
+    data: DataSettings = DataSettings()
     demo: DemoSettings = DemoSettings()
-
-
-class DataSettings(BaseModel):
-    """Where `bode up` keeps what it writes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    dir: Path = Field(default=Path(".bode"), description="Data directory of `bode up`.")
 
 
 def load(**overrides: Any) -> Settings:

@@ -25,21 +25,27 @@ RETURNING number, epoch
 """
 """A lease is the owner's until someone else takes it, also when it has expired meanwhile."""
 
-_HOLDERS = (
-    "SELECT owner FROM lease_holders WHERE kind = $1 AND seen_at > clock_timestamp() - $2::interval ORDER BY owner"
-)
+_HOLDERS = """
+SELECT owner FROM lease_holders
+WHERE kind = $1 AND seen_at > clock_timestamp() - $2::interval
+  AND EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'bode ' || owner::text)
+ORDER BY owner
+"""
+"""Who is alive: was heard of lately and has a connection. A killed process loses its connections at once."""
 
 _TAKE = """
 WITH free AS (
     SELECT leases.number, leases.owner FROM leases
-    WHERE kind = $1 AND (owner IS NULL OR expires_at < clock_timestamp())
+    WHERE kind = $1 AND (owner IS NULL OR expires_at < clock_timestamp()
+        OR NOT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'bode ' || owner::text))
     ORDER BY number LIMIT $4 FOR UPDATE SKIP LOCKED
 )
 UPDATE leases SET owner = $2, epoch = epoch + 1, expires_at = clock_timestamp() + $3::interval
 FROM free WHERE leases.kind = $1 AND leases.number = free.number
 RETURNING leases.number, leases.epoch, free.owner AS former
 """
-"""Takes what is nobody's or expired; of two processes that try at once each gets different rows."""
+"""Takes what is nobody's, expired, or held by a process without any connection. Two that try at once get
+different rows."""
 
 _GIVE_BACK = (
     "UPDATE leases SET owner = NULL, expires_at = NULL WHERE kind = $1 AND owner = $2 AND number = ANY($3::int[])"
