@@ -107,7 +107,7 @@ def _become(user: int, group: int, *, passage: bool) -> None:
     if passage:
         try:
             _prctl(_PR_SET_SECUREBITS, _NO_SETUID_FIXUP)  # access(2), which Erlang asks, minds capabilities then
-        except PermissionError:
+        except OSError:
             _prctl(_PR_SET_KEEPCAPS, 1)
     os.setgroups([])
     os.setresgid(group, group, group)
