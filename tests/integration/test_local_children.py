@@ -103,7 +103,7 @@ async def test_nothing_of_the_working_directory_is_imported(modules: Path, monke
     async with Children([safe], changed=lambda change: None) as children:
         async with asyncio.timeout(20):
             process = psutil.Process(children.pids["safe"])
-            while not process.net_connections():  # noqa: ASYNC110 - another process's socket tells nobody
+            while not process.net_connections():
                 await asyncio.sleep(0.02)
         assert children.restarts == {"safe": 0}
 

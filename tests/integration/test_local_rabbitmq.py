@@ -21,7 +21,7 @@ async def until_registered(folder: Path, queue: str) -> None:
     """RabbitMQ writes down where a new quorum queue lives up to a second after it confirms what is in it."""
     (names,) = (folder / "node").glob("*/quorum/*/names.dets")
     async with asyncio.timeout(10):
-        while queue.encode() not in names.read_bytes():  # noqa: ASYNC110 - a file of another process tells nobody
+        while queue.encode() not in names.read_bytes():
             await asyncio.sleep(0.05)
 
 
