@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import cast
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -18,7 +17,7 @@ from broker.matching.atoms import Literal
 from broker.matching.context import Context, ListsOf
 from broker.matching.explain import Explanation, alternative
 from broker.matching.guards import Guard, follows_in, names_in
-from broker.matching.partition import Behind, Exact, Partition, Placement
+from broker.matching.partition import Behind, Exact, Partition, Placement, keys_of
 from broker.matching.plan import Conjunction, Span, conjunctions
 from broker.matching.projection import Projection, all_attributes
 from schemas.cloudevents import Event
@@ -225,9 +224,7 @@ class Index:
 def _read_back(event_type: str | None, placement: Exact) -> Conjunction:
     """The conjunction that a place in a table stands for."""
     table, key, part = placement
-    signature = table.form.signature
-    values = (key,) if len(signature) == 1 else cast("tuple[object, ...]", key)
-    keys = tuple(zip(signature, values, strict=True))
+    keys = keys_of(table, key)
     if isinstance(part, Span):
         return Conjunction(event_type, keys, part, ())
     return Conjunction(event_type, keys, None, part.literals if isinstance(part, Guard) else ())

@@ -168,14 +168,17 @@ def _like(name: str, node: tree.Like) -> Truth:
     if pieces is not None and len(pieces) == 1:
         return _flipped(Exact(name, pieces[0]), sure, negated=node.negated)
     parts: list[Anything] = []
-    if pieces is not None:
+    if pieces is None:
+        if (run := _longest_run(pattern)) is not None:
+            parts = [Contains(name, run)]
+    else:
         first, *middle, last = pieces
         parts += [Prefix(name, first)] if first else []
         parts += [Suffix(name, last)] if last else []
         parts += [Contains(name, piece) for piece in middle]
     if not parts and pieces is not None:  # only `%`: any value will do
         return _flipped(sure, sure, negated=node.negated)
-    if len(parts) != 1:
+    if len(parts) != 1 or pieces is None:
         # Pieces may overlap in the value or stand in another order: they only narrow; the whole decides.
         whole = _opaque(tree.Like(node.operand, node.pattern, negated=False))
         yes = conjunction([*parts, whole])
@@ -183,6 +186,22 @@ def _like(name: str, node: tree.Like) -> Truth:
     else:
         truth = _flipped(parts[0], sure, negated=False)
     return Truth(truth.no, truth.yes, truth.sure) if node.negated else truth
+
+
+def _longest_run(pattern: like.Pattern) -> str | None:
+    """The longest text without wildcards: a value that matches has it."""
+    runs = ["".join(run) for piece in pattern.pieces for run in _runs(piece)]
+    return max(runs, key=len, default="") or None
+
+
+def _runs(piece: like.Piece) -> list[list[str]]:
+    runs: list[list[str]] = [[]]
+    for part in piece:
+        if part is None:
+            runs.append([])
+        else:
+            runs[-1].append(part)
+    return runs
 
 
 def _equality(node: tree.Node, name: str, value: tree.Value, *, negated: bool) -> Truth:

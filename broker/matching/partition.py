@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import replace
 from itertools import combinations
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
-from broker.matching.accessors import Accessor
+from broker.matching.accessors import GRAM, Accessor
 from broker.matching.atoms import Literal, Reads
 from broker.matching.context import ListsOf
 from broker.matching.guards import Guard
@@ -93,12 +94,15 @@ class Partition:
         self._pair_uses: Counter[int] = Counter()
         self._readings: Counter[Accessor] = Counter()
         self._next_pair = 0
+        self._grams: Counter[tuple[Accessor, object]] = Counter()
         self._pointers: Counter[Pointer] = Counter()
         self._probes: dict[Projection | None, Probe] = {}
 
     def add(self, number: int, conjunction: Conjunction, shared: bool) -> Placement:
         """Place a conjunction for a subscription."""
         self.size += 1
+        if any(key[0].kind == "gram" for key in conjunction.keys):
+            conjunction = replace(conjunction, keys=tuple(map(self._with_rare_gram, conjunction.keys)))
         order = tuple([key[0] for key in conjunction.keys])
         known = self._orders.get(order)
         if known is None:
@@ -121,6 +125,10 @@ class Partition:
             table, key, part = placement
             shape = self._shapes[table.form.signature]
         shape.count -= 1
+        if any(reading.kind == "gram" for reading in table.form.signature):
+            for reading, value in keys_of(table, key):
+                if reading.kind == "gram":
+                    self._grams[reading, value] -= 1
         self._leave(number, table, key, part)
 
     def probe(self, projection: Projection | None) -> Probe:
@@ -151,6 +159,18 @@ class Partition:
         self._exact = sum(shape.exact for shape in self._shapes.values() if shape.signature)
         self._pairs = {reading: numbers for reading, numbers in self._pairs.items() if numbers}
         self._pointers = +self._pointers
+        self._grams = +self._grams
+
+    def _with_rare_gram(self, key: Key) -> Key:
+        """For a text to be contained: its run of three characters that fewest others were put under."""
+        reading, value = key
+        if reading.kind != "gram":
+            return key
+        text = str(value)
+        used = self._grams
+        gram = min((text[at : at + GRAM] for at in range(len(text) - GRAM + 1)), key=lambda each: used[reading, each])
+        used[reading, gram] += 1
+        return reading, gram
 
     def _new_order(self, order: Signature) -> tuple[Shape, tuple[int, ...]]:
         arrangement = tuple(sorted(range(len(order)), key=lambda at: order[at].number))
@@ -315,3 +335,10 @@ class Partition:
             self._readings[reading] -= 1
             if not self._pair_uses[pair]:
                 del self._pair_uses[pair], self._pairs[reading][value]
+
+
+def keys_of(table: Table, key: Hashable) -> tuple[Key, ...]:
+    """A table's key as accessors with their values."""
+    signature = table.form.signature
+    values = (key,) if len(signature) == 1 else cast("tuple[object, ...]", key)
+    return tuple(zip(signature, values, strict=True))

@@ -247,7 +247,7 @@ def _key(term: Term) -> tuple[Key | None, bool]:
         case Follows(attribute, list_id):
             return (accessor("list", attribute), list_id), True
         case Contains(attribute, value) if len(value) >= GRAM:
-            return (accessor("gram", attribute), value[:GRAM]), len(value) == GRAM
+            return (accessor("gram", attribute), value), len(value) == GRAM
         case Computed(how, expression, operand):
             size = 0 if how == "computed" else len(str(operand))
             return (accessor(how, expression, size), operand), True

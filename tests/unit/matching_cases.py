@@ -42,7 +42,8 @@ def event(rng: random.Random) -> Event:
     document = dict(attributes)
     if rng.random() < 0.8:
         document["data"] = _data(rng, 3)
-    return Event(attributes, json.dumps(document, ensure_ascii=rng.random() < 0.5).encode())
+    separators = rng.choice([(",", ":"), (",", ":"), (", ", ": ")])  # the last is not canonical, and still right
+    return Event(attributes, json.dumps(document, ensure_ascii=rng.random() < 0.5, separators=separators).encode())
 
 
 def _data(rng: random.Random, depth: int) -> Any:
