@@ -87,7 +87,7 @@ def migrate() -> None:
 def up(
     demo: Annotated[bool, typer.Option("--demo", help="Registries that publish, providers that receive.")] = False,
     data_dir: DataDir = _DEFAULT_DATA,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the API; else 8000 or a free one.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the API; 8000 or a free one.")] = None,
 ) -> None:
     """Run everything on this machine, until Ctrl-C."""
     from rich.console import Console
@@ -101,6 +101,46 @@ def up(
         _run(run_all(data_dir=data_dir, port=port, with_demo=demo, demo_rate=rate, console=Console()))
     except CannotStart as error:
         _fail(str(error))
+
+
+@bench_app.command("deliver")
+def bench_deliver(
+    fan_out: Annotated[
+        list[int] | None, typer.Option(min=1, max=1000, help="Subscriptions that match an event.")
+    ] = None,
+    deliveries: Annotated[int, typer.Option(min=100, help="Deliveries in one run.")] = 30_000,
+    payload: Annotated[int, typer.Option(min=400, max=250_000, help="Bytes of an event.")] = 1000,
+    runs: Annotated[int, typer.Option(min=1, max=20, help="Measured runs, after a warm-up.")] = 3,
+    deliver_processes: Annotated[int, typer.Option(min=1, max=16)] = 1,
+    ingest_processes: Annotated[int, typer.Option(min=1, max=16)] = 1,
+    json_output: Annotated[bool, typer.Option("--json", help="JSON on standard output; the rest elsewhere.")] = False,
+) -> None:
+    """Measure delivery end to end, with real parts, beside the bare HTTP client."""
+    import json
+
+    from rich.console import Console
+
+    from broker.tools import bench_deliver as bench
+
+    console = Console(stderr=json_output)
+
+    async def measure() -> None:
+        reports = []
+        for count in fan_out or [10, 1]:
+            workload = bench.Workload(
+                count,
+                max(deliveries // count, 1),
+                payload,
+                deliver_processes=deliver_processes,
+                ingest_processes=ingest_processes,
+            )
+            report = await bench.run(workload, runs, console)
+            console.print(bench.table(report))
+            reports.append(report.as_json())
+        if json_output:
+            typer.echo(json.dumps(reports, indent=2))
+
+    _run(measure())
 
 
 def _settings(process: str) -> Settings:
