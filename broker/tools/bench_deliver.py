@@ -35,8 +35,9 @@ from broker.migrations import migrate
 from broker.tools.bench_sink import Sink
 from broker.tools.identities import PROVIDERS, prepare
 from broker.tools.local.children import Children, Command
+from broker.tools.local.definitions import Registry
 from broker.tools.local.postgres import Postgres
-from broker.tools.local.rabbitmq import RabbitMQ, Registry
+from broker.tools.local.rabbitmq import RabbitMQ
 from schemas import cloudevents
 from schemas.cloudevents import Event
 from schemas.resources import SubscriptionBody

@@ -64,7 +64,7 @@ class Sink:
         order = Order([nginx, "-c", str(configuration), "-p", str(self._folder)], [(signal.SIGTERM, 3.0)], [])
         self._program = await Program.start(order, folder=self._folder, log=self._folder / "nginx.log")
         async with asyncio.timeout(5):
-            while not await self._answers():
+            while not await self._answers():  # noqa: ASYNC110  # another process: it sets no event of ours
                 await asyncio.sleep(0.05)
         return self
 

@@ -19,15 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import SecretStr
 from rich.console import Console
 
 from broker.migrations import migrate
 from broker.tools import demo
 from broker.tools.identities import REGISTRIES, Identities, prepare
 from broker.tools.local.children import Change, ChildFailed, Children, Command
+from broker.tools.local.definitions import Registry
 from broker.tools.local.locks import FolderInUse, locked
 from broker.tools.local.postgres import Postgres
-from broker.tools.local.rabbitmq import NotInstalled, RabbitMQ, Registry, find_installed
+from broker.tools.local.rabbitmq import NotInstalled, RabbitMQ, find_installed
 from broker.tools.local.server import ServerFailed
 from subscriptions.database import DatabaseSettings, create_engine
 from subscriptions.secrets import generate_encryption_key
@@ -61,7 +63,6 @@ async def up(*, data_dir: Path, port: int | None, with_demo: bool, demo_rate: fl
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
-    data_dir = data_dir.absolute()
     try:
         with locked(data_dir):
             await _Installation(data_dir, port, with_demo, demo_rate, console).run(stop)
@@ -73,7 +74,7 @@ async def up(*, data_dir: Path, port: int | None, with_demo: bool, demo_rate: fl
 
 class _Installation:
     def __init__(self, data_dir: Path, port: int | None, with_demo: bool, demo_rate: float, console: Console) -> None:
-        self._data_dir = data_dir
+        self._data_dir = data_dir.absolute()
         self._port = port
         self._with_demo = with_demo
         self._demo_rate = demo_rate
@@ -111,7 +112,7 @@ class _Installation:
     async def _start(self, stack: AsyncExitStack) -> tuple[Services, Identities | None]:
         services = await self._start_services(stack)
         environment = self._environment(services)
-        engine = create_engine(DatabaseSettings(url=environment["BODE_DATABASE_URL"]), application_name="bode up")  # type: ignore[arg-type]  # pydantic makes the SecretStr
+        engine = create_engine(DatabaseSettings(url=SecretStr(services.database_url)), application_name="bode up")
         try:
             await migrate(engine)
             identities = None
@@ -119,9 +120,7 @@ class _Installation:
                 identities = await prepare(engine, self._data_dir)
         finally:
             await engine.dispose()
-        children = Children(
-            [self._command(name, environment) for name in self._names(services)], changed=self._changed
-        )
+        children = Children([self._command(name, environment) for name in self._names(services)], changed=self._changed)
         self._children = await stack.enter_async_context(children)
         for name in children.pids:
             self._ports[name] = (await children.ready(name, _READY_SECONDS))["port"]
@@ -212,7 +211,7 @@ class _Installation:
         if change.pid is None:
             self._console.print(f"✖ {change.name} died (exit code {change.exit_code}); it is started again")
         elif change.restarts and self._children is not None:
-            asyncio.get_running_loop().create_task(self._note_restart(change.name))  # noqa: RUF006  # ends by itself
+            asyncio.get_running_loop().create_task(self._note_restart(change.name))  # ends by itself
 
     async def _note_restart(self, name: str) -> None:
         if self._children is None:
