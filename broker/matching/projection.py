@@ -22,6 +22,9 @@ Text = str | int | bool | None
 _DATA: Final = b',"data":'
 
 
+_UNNAMEABLE: Final = frozenset({'"', "\\", *map(chr, range(32))})
+
+
 class _Node:
     """A step of the pointers: what lies under it, and whether itself is asked for."""
 
@@ -39,7 +42,8 @@ def data_reader(pointers: Iterable[Pointer]) -> Callable[[bytes], Fields]:
     for pointer in wanted:
         node = root
         for token in pointer:
-            if node.whole or token.isdigit():  # a digit may be an array's index: take the whole
+            # Digits may be an array's index, and msgspec renames to no such name: take the whole.
+            if node.whole or token.isdigit() or not _UNNAMEABLE.isdisjoint(token):
                 break
             node = node.below.setdefault(token, _Node())
         node.whole, node.below = True, {}

@@ -11,11 +11,19 @@ Type: TypeAlias = OneOf["boolean", "integer", "string"]
 LogicOperator: TypeAlias = OneOf["AND", "OR", "XOR"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Literal:
     """A constant; its Python type is its CESQL type."""
 
     value: Value
+
+    def __eq__(self, other: object) -> bool:
+        """Equal in type and value: in Python `True == 1`."""
+        return isinstance(other, Literal) and type(self.value) is type(other.value) and self.value == other.value
+
+    def __hash__(self) -> int:
+        """Apart for each type."""
+        return hash((type(self.value), self.value))
 
 
 @dataclass(frozen=True, slots=True)

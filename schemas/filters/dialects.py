@@ -75,6 +75,8 @@ class Reader:
             raise FilterError(pointer, "must not be empty")
         if len(value) > limits.MAX_VALUE:
             raise FilterError(pointer, f"is longer than {limits.MAX_VALUE} characters")
+        if not _is_unicode(value):
+            raise FilterError(pointer, "is not valid Unicode")
         self._count(1, len(value), pointer)
         return value
 
@@ -137,6 +139,8 @@ class Reader:
         for name, test in value.items():
             here = member(pointer, name)
             self._count(1, len(name), here)
+            if not _is_unicode(name):
+                raise FilterError(pointer, "a JSON Pointer is not valid Unicode")
             parts.append(data.read(data.pointer_tokens(name, here), test, here, self))
         return conjunction(parts)
 
@@ -174,6 +178,15 @@ class Reader:
             raise FilterError(pointer, f"the filters together have more than {limits.MAX_NODES} parts")
         if self._characters > limits.MAX_CHARACTERS:
             raise FilterError(pointer, f"the filters together have more than {limits.MAX_CHARACTERS} characters")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it has no lone surrogate, which no event in UTF-8 can have."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_subscription(filters: object, source: object, types: object, domain: object) -> Condition:

@@ -108,6 +108,8 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("data with an unknown operator", [{DATA: {"/a": {"like": "x"}}}], "/filters/0/urn:bode:filter:data/~1a/like"),
     ("data in nothing", [{DATA: {"/a": {"in": []}}}], "/filters/0/urn:bode:filter:data/~1a/in"),
     ("a follow list under not", [{"not": {FOLLOWS: {"subject": "l"}}}], "/filters/0/not/urn:bode:filter:follows"),
+    ("a lone surrogate", [{"exact": {"id": "\ud800"}}], "/filters/0/exact/id"),
+    ("a pointer with a lone surrogate", [{DATA: {"/\ud800": 1}}], "/filters/0/urn:bode:filter:data"),
     ("too many operands", [{"any": [{"exact": {"id": "1"}}] * 1025}], "/filters/0/any"),
     ("too long a value", [{"exact": {"id": "x" * 4097}}], "/filters/0/exact/id"),
 ]

@@ -85,14 +85,14 @@ def test_they_agree_when_most_combinations_stand_behind_others(seed: int, monkey
     change(100 + seed, subscriptions=60, steps=50)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_an_explanation_says_the_same(seed: int) -> None:
     rng = random.Random(seed)
     index = Index(cases.lists_of)
     conditions = [parse(**subscription(rng)) for _ in range(60)]
     for key, condition in enumerate(conditions):
         index.put(key, condition)
-    for _ in range(10):
+    for _ in range(4):
         event = cases.event(rng)
         for key, condition in enumerate(conditions):
             explanation = index.explain(key, event)
