@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+import uvloop
+
 from broker.tools.local.children import Children, Command
 from broker.tools.local.locks import locked
 from broker.tools.local.postgres import Postgres
@@ -29,4 +31,4 @@ async def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1])))
+    uvloop.run(main(Path(sys.argv[1])))
