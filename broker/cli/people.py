@@ -1,0 +1,84 @@
+"""API keys and organisations, written straight into the database: how the first operator gets in."""
+
+from typing import Annotated, Any
+
+import typer
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from broker.cli.running import fail, run, settings_for
+from schemas.problems import Problem
+from subscriptions.callers import Scope, create_key
+from subscriptions.change_log import changing
+from subscriptions.database import create_engine
+from subscriptions.organisations import create_domain, create_organisation, find_organisation
+
+key_app = typer.Typer(help="API keys, written straight into the database.", no_args_is_help=True)
+organisation_app = typer.Typer(help="Organisations, written straight into the database.", no_args_is_help=True)
+
+OperatorFlag = Annotated[bool, typer.Option("--operator", help="A key of the operator, which belongs to nobody else.")]
+
+
+@key_app.command("create")
+def create_api_key(
+    operator: OperatorFlag = False,
+    oin: Annotated[str | None, typer.Option(help="OIN of the organisation that the key is for.")] = None,
+    scope: Annotated[list[Scope] | None, typer.Option(help="What it may be used for; may be repeated.")] = None,
+    label: Annotated[str, typer.Option(help="What the key is known by.")] = "",
+) -> None:
+    """Make an API key and print it: it is shown now, and never again."""
+    if operator == (oin is not None):
+        fail("give either --operator or --oin")
+    scopes = scope or ([Scope.OPERATE] if operator else [])
+    if not scopes:
+        fail("give at least one --scope")
+
+    async def work(connection: AsyncConnection) -> None:
+        organisation = None
+        if oin is not None:
+            organisation = await find_organisation(connection, oin=oin)
+            if organisation is None:
+                fail(f"there is no organisation with OIN {oin}")
+        try:
+            key, _ = await create_key(
+                connection, organisation_id=organisation.id if organisation else None, scopes=scopes, label=label
+            )
+        except ValueError as error:
+            fail(str(error))
+        typer.echo(key)
+
+    _in_a_change(work)
+
+
+@organisation_app.command("create")
+def create_an_organisation(
+    oin: Annotated[str, typer.Option(help="Its OIN, 20 positions.")],
+    name: Annotated[str, typer.Option(help="Its name.")],
+    amqp_user: Annotated[str | None, typer.Option(help="The RabbitMQ user that speaks for it.")] = None,
+    domain: Annotated[list[str] | None, typer.Option(help="Domain of event types that it owns; repeatable.")] = None,
+) -> None:
+    """Register an organisation, and the domains that it owns."""
+
+    async def work(connection: AsyncConnection) -> None:
+        made = await create_organisation(connection, oin=oin, name=name, amqp_user=amqp_user)
+        for owned in domain or ():
+            await create_domain(connection, organisation_id=made.id, name=owned, by_operator=True)
+        typer.echo(str(made.id))
+
+    _in_a_change(work)
+
+
+def _in_a_change(work: Any) -> None:
+    settings = settings_for("people")
+
+    async def change() -> None:
+        engine = create_engine(settings.database, application_name="bode people")
+        try:
+            async with changing(engine) as connection:
+                await work(connection)
+        except Problem as problem:
+            reasons = "; ".join(f"{param.name} {param.reason}" for param in getattr(problem, "params", ()))
+            fail(problem.detail or reasons or problem.title)
+        finally:
+            await engine.dispose()
+
+    run(change())
