@@ -108,9 +108,10 @@ class Index:
         context = None
         partition = self._partitions.get(attributes["type"])  # type: ignore[arg-type] # of a valid event it is a string
         if partition is not None:
-            context = partition.probe(None)(attributes, event.body, out, many, None)
-        if self._rest.size:
-            self._rest.probe(None)(attributes, event.body, out, many, context)
+            context = (partition.on_mapping or partition.probe())(attributes, event.body, out, many, None)
+        rest = self._rest
+        if rest.size:
+            (rest.on_mapping or rest.probe())(attributes, event.body, out, many, context)
         if many:
             out += dict.fromkeys(many)
         return out
@@ -127,9 +128,11 @@ class Index:
         context = None
         partition = self._partitions.get(struct.f0)
         if partition is not None:
-            context = partition.probe(projection)(struct, body, out, many, None)
-        if self._rest.size:
-            self._rest.probe(projection)(struct, body, out, many, context)
+            probe = partition.on_struct or partition.probe_struct(projection)
+            context = probe(struct, body, out, many, None)
+        rest = self._rest
+        if rest.size:
+            (rest.on_struct or rest.probe_struct(projection))(struct, body, out, many, context)
         if many:
             out += dict.fromkeys(many)
         return out
@@ -212,6 +215,8 @@ class Index:
         for guard in self._guards.values():
             names.update(name for term, _ in guard.literals for name in names_in(term))
         self._names = {"type", *names}
+        for partition in self._partitions.values():
+            partition.on_struct = None
         self._projection = Projection(self._names)
         return self._projection
 

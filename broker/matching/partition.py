@@ -96,7 +96,8 @@ class Partition:
         self._next_pair = 0
         self._grams: Counter[tuple[Accessor, object]] = Counter()
         self._pointers: Counter[Pointer] = Counter()
-        self._probes: dict[Projection | None, Probe] = {}
+        self.on_mapping: Probe | None = None
+        self.on_struct: Probe | None = None
 
     def add(self, number: int, conjunction: Conjunction, shared: bool) -> Placement:
         """Place a conjunction for a subscription."""
@@ -131,15 +132,24 @@ class Partition:
                     self._grams[reading, value] -= 1
         self._leave(number, table, key, part)
 
-    def probe(self, projection: Projection | None) -> Probe:
-        """The function over all tables, generated when something is new; without projection it takes mappings."""
-        probe = self._probes.get(projection)
-        if probe is None:
-            self._tidy()
-            tables = list(self._tables.values())
-            probe, self.source = build(tables, self._pairs, self._pointers, self._lists_of, projection)
-            self._probes = {kept: made for kept, made in self._probes.items() if kept is None}
-            self._probes[projection] = probe
+    def probe(self) -> Probe:
+        """Generate the function over all tables that takes attributes as a mapping."""
+        self.on_mapping = self._build(None)
+        return self.on_mapping
+
+    def probe_struct(self, projection: Projection) -> Probe:
+        """The same for attributes as the projection reads them."""
+        self.on_struct = self._build(projection)
+        return self.on_struct
+
+    def forget_probes(self) -> None:
+        """Something is new: the next event generates the functions again."""
+        self.on_mapping = self.on_struct = None
+
+    def _build(self, projection: Projection | None) -> Probe:
+        self._tidy()
+        tables = list(self._tables.values())
+        probe, self.source = build(tables, self._pairs, self._pointers, self._lists_of, projection)
         return probe
 
     def readings(self) -> Iterator[Accessor]:
@@ -281,7 +291,7 @@ class Partition:
         table = self._tables.get(form)
         if table is None:
             table = self._tables[form] = Table(form)
-            self._probes = {}
+            self.forget_probes()
             if form.mode in ("counted", "both"):
                 self._behind.add(form.signature)
         new = table.add(key, part, number)
@@ -304,7 +314,7 @@ class Partition:
                 guard.add_home(step)
             for pointer in guard.pointers:
                 if not self._pointers[pointer]:
-                    self._probes = {}
+                    self.forget_probes()
                 self._pointers[pointer] += step
 
     def _numbered(self, reading: Accessor) -> bool:
@@ -315,7 +325,7 @@ class Partition:
             if len(self._pairs) >= MOST_PAIRED:
                 return False
             self._pairs[reading] = {}
-            self._probes = {}
+            self.forget_probes()
         return True
 
     def _pair(self, key: Key) -> int:

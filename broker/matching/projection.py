@@ -7,6 +7,7 @@ decoded whole and walked instead: slower, with the same result.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter
 from typing import Any, Final, cast
 
 import msgspec
@@ -50,6 +51,8 @@ def data_reader(pointers: Iterable[Pointer]) -> Callable[[bytes], Fields]:
     kind, nothing = _build(root)
     decode = msgspec.json.Decoder(kind).decode
     paths = [_path(root, pointer) for pointer in wanted]
+    direct = all(steps and not rest for steps, rest in paths)
+    pick = _picker([steps for steps, _ in paths]) if direct else None
 
     def read(body: bytes) -> Fields:
         # In canonical form attributes are scalars and come first, so this is where `data` begins.
@@ -61,13 +64,9 @@ def data_reader(pointers: Iterable[Pointer]) -> Callable[[bytes], Fields]:
         except msgspec.DecodeError:
             whole = values.data_of(body)
             return tuple(values.find(whole, pointer) for pointer in wanted)
-        found = []
-        for steps, rest in paths:
-            value = data
-            for step in steps:
-                value = getattr(value, step)
-            found.append(values.find(value, rest) if rest else value)
-        return tuple(found)
+        if pick is not None:
+            return pick(data)
+        return tuple(values.find(attrgetter(steps)(data) if steps else data, rest) for steps, rest in paths)
 
     return read
 
@@ -85,16 +84,23 @@ def _build(node: _Node) -> tuple[Any, Any]:
     return made, made()
 
 
-def _path(root: _Node, pointer: Pointer) -> tuple[tuple[str, ...], Pointer]:
-    """The struct fields that lead towards a pointer, and the steps that remain inside a whole value."""
+def _picker(paths: list[str]) -> Callable[[Any], Fields]:
+    if len(paths) > 1:
+        return attrgetter(*paths)
+    one = attrgetter(paths[0])
+    return lambda data: (one(data),)
+
+
+def _path(root: _Node, pointer: Pointer) -> tuple[str, Pointer]:
+    """The struct fields that lead towards a pointer, with dots, and the steps that remain inside a whole value."""
     steps: list[str] = []
     node = root
     for place, token in enumerate(pointer):
         if node.whole:
-            return tuple(steps), pointer[place:]
+            return ".".join(steps), pointer[place:]
         steps.append(f"f{list(node.below).index(token)}")
         node = node.below[token]
-    return tuple(steps), ()
+    return ".".join(steps), ()
 
 
 class Projection:
