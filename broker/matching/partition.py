@@ -14,12 +14,14 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
 from itertools import combinations
+from math import prod
 from typing import Any, Final, TypeAlias, cast
 
 from broker.matching.accessors import GRAM, Accessor
 from broker.matching.atoms import Literal, Reads
 from broker.matching.context import ListsOf
 from broker.matching.guards import Guard
+from broker.matching.pairs import Pairs
 from broker.matching.plan import Conjunction, Key
 from broker.matching.probes import Probe, build
 from broker.matching.projection import Projection
@@ -34,8 +36,6 @@ FREQUENT: Final = 64
 """A combination behind others moves when it has this many conjunctions, and this part of its partition's."""
 MOST_BEHIND: Final = 128
 """Tables that the other combinations share."""
-MOST_PAIRED: Final = 64
-"""Accessors whose values are numbered."""
 CROWDED: Final = 4
 """Entries of a bucket from which a pair of accessors is tried instead of one."""
 
@@ -90,10 +90,7 @@ class Partition:
         self._shapes: dict[Signature, Shape] = {}
         self._exact = 0
         self._behind: set[Signature] = set()
-        self._pairs: dict[Accessor, dict[object, int]] = {}
-        self._pair_uses: Counter[int] = Counter()
-        self._readings: Counter[Accessor] = Counter()
-        self._next_pair = 0
+        self._pairs = Pairs()
         self._grams: Counter[tuple[Accessor, object]] = Counter()
         self._pointers: Counter[Pointer] = Counter()
         self.on_mapping: Probe | None = None
@@ -121,7 +118,7 @@ class Partition:
             shape, _ = self._orders[tuple([key[0] for key in placement.conjunction.keys])]
             table, key, part = placement.table, placement.key, placement.part
             shape.behind.pop(placement, None)
-            self._forget(placement.pairs)
+            self._pairs.release(placement.pairs)
         else:
             table, key, part = placement
             shape = self._shapes[table.form.signature]
@@ -149,12 +146,12 @@ class Partition:
     def _build(self, projection: Projection | None) -> Probe:
         self._tidy()
         tables = list(self._tables.values())
-        probe, self.source = build(tables, self._pairs, self._pointers, self._lists_of, projection)
+        probe, self.source = build(tables, self._pairs.numbers, self._pointers, self._lists_of, projection)
         return probe
 
     def readings(self) -> Iterator[Accessor]:
         """What the probe reads from an event."""
-        yield from self._pairs
+        yield from self._pairs.numbers
         for form in self._tables:
             yield from form.signature
             if form.measure is not None:
@@ -167,7 +164,7 @@ class Partition:
         self._shapes = {signature: shape for signature, shape in self._shapes.items() if shape.count}
         self._orders = {order: known for order, known in self._orders.items() if known[0].count}
         self._exact = sum(shape.exact for shape in self._shapes.values() if shape.signature)
-        self._pairs = {reading: numbers for reading, numbers in self._pairs.items() if numbers}
+        self._pairs.tidy()
         self._pointers = +self._pointers
         self._grams = +self._grams
 
@@ -213,7 +210,7 @@ class Partition:
         values = dict(chosen)
         key: Hashable = values[signature[0]] if len(signature) == 1 else tuple(values[each] for each in signature)
         numbered = tuple(each for each in conjunction.keys if self._numbered(each[0]))
-        pairs = {each[0]: self._pair(each) for each in numbered}
+        pairs = {each[0]: self._pairs.use(each) for each in numbered}
         placement.pairs = numbered
         need = frozenset(pair for reading, pair in pairs.items() if reading not in values)
         literals = [
@@ -256,12 +253,7 @@ class Partition:
         """The part of events that will have these keys; nothing if there is neither such a table nor room for one."""
         if self._signature(keys) not in self._behind and len(self._behind) >= MOST_BEHIND:
             return None
-        share = 1.0
-        for reading, value in keys:
-            numbers = self._pairs.get(reading, {})
-            pair = numbers.get(value)
-            share *= (self._pair_uses[pair] + 1 if pair is not None else 1) / (self._readings[reading] + 1)
-        return share
+        return prod(map(self._pairs.share, keys))
 
     def _signature(self, keys: tuple[Key, ...]) -> Signature:
         return tuple(sorted((key[0] for key in keys), key=lambda reading: reading.number))
@@ -281,7 +273,7 @@ class Partition:
         moving, shape.behind = shape.behind, {}
         for placement, number in moving.items():
             self._leave(number, placement.table, placement.key, placement.part)
-            self._forget(placement.pairs)
+            self._pairs.release(placement.pairs)
             placement.pairs = ()
             arrangement = self._orders[tuple([key[0] for key in placement.conjunction.keys])][1]
             entered = self._place_exact(number, shape, arrangement, placement.conjunction, placement.shared)
@@ -318,33 +310,13 @@ class Partition:
                 self._pointers[pointer] += step
 
     def _numbered(self, reading: Accessor) -> bool:
-        """Whether the accessor's values are numbered, making room for it if there is any."""
-        if reading.several:
-            return False
-        if reading not in self._pairs:
-            if len(self._pairs) >= MOST_PAIRED:
-                return False
-            self._pairs[reading] = {}
+        """Whether the accessor's values are numbered, from now on if there is room."""
+        if self._pairs.has(reading):
+            return True
+        if self._pairs.admit(reading):
             self.forget_probes()
-        return True
-
-    def _pair(self, key: Key) -> int:
-        numbers = self._pairs[key[0]]
-        pair = numbers.get(key[1])
-        if pair is None:
-            pair = numbers[key[1]] = self._next_pair
-            self._next_pair += 1
-        self._pair_uses[pair] += 1
-        self._readings[key[0]] += 1
-        return pair
-
-    def _forget(self, pairs: tuple[Key, ...]) -> None:
-        for reading, value in pairs:
-            pair = self._pairs[reading][value]
-            self._pair_uses[pair] -= 1
-            self._readings[reading] -= 1
-            if not self._pair_uses[pair]:
-                del self._pair_uses[pair], self._pairs[reading][value]
+            return True
+        return False
 
 
 def keys_of(table: Table, key: Hashable) -> tuple[Key, ...]:

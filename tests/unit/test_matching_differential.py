@@ -6,7 +6,7 @@ from typing import Any
 import matching_cases as cases
 import pytest
 
-from broker.matching import partition
+from broker.matching import pairs, partition
 from broker.matching.index import Index
 from schemas.cloudevents import Event
 from schemas.filters import Condition, evaluate, parse
@@ -79,7 +79,7 @@ def test_they_agree_after_any_sequence_of_changes(seed: int) -> None:
 def test_they_agree_when_most_combinations_stand_behind_others(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partition, "FIRST_EXACT", 2)
     monkeypatch.setattr(partition, "MOST_BEHIND", 4)
-    monkeypatch.setattr(partition, "MOST_PAIRED", 5)
+    monkeypatch.setattr(pairs, "MOST_PAIRED", 5)
     monkeypatch.setattr(partition, "FREQUENT", 6)
     monkeypatch.setattr(partition, "CROWDED", 2)
     change(100 + seed, subscriptions=60, steps=50)
