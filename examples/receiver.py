@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""A receiver of Bode's notifications, to copy and make your own. Python 3.11, standard library only.
+
+    python receiver.py --secret whsec_… [--port 8080] [--database notifications.db]
+
+What every receiver needs to do, and where it is done here:
+
+1. Consent:     answer the webhook handshake (OPTIONS), or nothing will be sent.           -> do_OPTIONS
+2. Verify:      check the signature over the exact bytes, before reading anything in them. -> verify
+3. Store once:  a notification can come twice; its number tells. Store it, then answer.    -> Store.add
+4. Answer soon: 204 after the commit, within ten seconds; do the work afterwards.          -> do_POST
+5. Look:        numbers run from 1 without gaps, so what is missing can be seen.           -> Store.missing
+
+The order in which notifications of one subject arrive is the order in which they happened. Those of different subjects
+overtake each other, so a gap that closes by itself within seconds is normal.
+"""
+
+import argparse
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import os
+import sqlite3
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+TOLERANCE_SECONDS = 5 * 60
+LARGEST_BODY = 1024 * 1024
+
+
+def verify(secrets, headers, body, now):
+    """Tell whether a Standard Webhooks signature is right. Several secrets: while the old one still signs too."""
+    identity = headers.get("webhook-id", "")
+    timestamp = headers.get("webhook-timestamp", "")
+    if not (identity and timestamp.isascii() and timestamp.isdigit()):
+        return False
+    if abs(now - int(timestamp[:20])) > TOLERANCE_SECONDS:
+        return False  # someone repeats what was sent long ago
+    signed = f"{identity}.{timestamp}.".encode() + body
+    for secret in secrets:
+        key = base64.b64decode(secret.removeprefix("whsec_"))
+        expected = hmac.new(key, signed, hashlib.sha256).digest()
+        for signature in headers.get("webhook-signature", "").split():
+            version, _, encoded = signature.partition(",")
+            try:
+                given = base64.b64decode(encoded, validate=True)
+            except (binascii.Error, ValueError):
+                continue
+            if version == "v1" and hmac.compare_digest(given, expected):
+                return True
+    return False
+
+
+class Store:
+    """Notifications in SQLite, each once by its subscription and number."""
+
+    def __init__(self, path):
+        # it may hold personal data: for its owner only
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        self._lock = threading.Lock()
+        self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = FULL")
+        self._database.execute(
+            "CREATE TABLE IF NOT EXISTS notifications (subscription TEXT, sequence INTEGER, event TEXT NOT NULL,"
+            " received_at REAL NOT NULL, PRIMARY KEY (subscription, sequence)) WITHOUT ROWID"
+        )
+
+    def add(self, subscription, sequence, event):
+        """Commit a notification; tell whether it is new."""
+        with self._lock:
+            done = self._database.execute(
+                "INSERT INTO notifications VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                (subscription, sequence, event, time.time()),
+            )
+            return done.rowcount == 1
+
+    def missing(self, subscription):
+        """The gaps from number 1 to the highest received, as (first, last)."""
+        with self._lock:
+            return self._database.execute(
+                "SELECT previous + 1, sequence - 1 FROM (SELECT sequence, lag(sequence, 1, 0) OVER (ORDER BY sequence)"
+                " AS previous FROM notifications WHERE subscription = ?) WHERE sequence > previous + 1",
+                (subscription,),
+            ).fetchall()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers Bode. One instance for each connection."""
+
+    protocol_version = "HTTP/1.1"  # keeps connections open: much faster
+    timeout = 60
+
+    def do_OPTIONS(self):
+        origin = self.headers.get("WebHook-Request-Origin", "")
+        if not origin or (self.server.origin and origin != self.server.origin):
+            self.answer(403)
+            return
+        self.answer(200, {"Allow": "POST", "WebHook-Allowed-Origin": origin, "WebHook-Allowed-Rate": "*"})
+
+    def do_POST(self):
+        length = self.headers.get("Content-Length", "")
+        if not (length.isascii() and length.isdigit()) or int(length) > LARGEST_BODY:
+            self.close_connection = True  # the body was not read
+            self.answer(413)
+            return
+        body = self.rfile.read(int(length))
+        if not verify(self.server.secrets, self.headers, body, time.time()):
+            self.answer(401)
+            return
+        try:
+            event = json.loads(body)
+            subscription, sequence = event["subscription"], int(event["subscriptionsequence"])
+        except (ValueError, KeyError, TypeError):
+            self.answer(400)
+            return
+        new = self.server.store.add(subscription, sequence, body.decode())
+        self.answer(204)
+        gaps = ", ".join(f"{first}-{last}" for first, last in self.server.store.missing(subscription))
+        # no subjects and no data here: logs are read by others
+        print(
+            f"#{sequence} {event['type']}{'' if new else ' (again)'}{f', missing {gaps}' if gaps else ''}", flush=True
+        )
+
+    def answer(self, status, headers=None):
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        if status != 204:
+            self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format, *arguments):
+        """Be silent: do_POST says what there is to say."""
+
+
+class Receiver(ThreadingHTTPServer):
+    """The server, with what its handlers share."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, address, secrets, store, origin=None):
+        super().__init__(address, Handler)
+        self.secrets, self.store, self.origin = secrets, store, origin
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Receive notifications of Bode.")
+    parser.add_argument("--secret", action="append", help="whsec_…; or in RECEIVER_SECRET, out of sight of others")
+    parser.add_argument("--database", default="notifications.db")
+    parser.add_argument("--host", default="127.0.0.1", help="put a proxy that does TLS before it")
+    parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--origin", help="the only WebHook-Request-Origin to consent to")
+    given = parser.parse_args()
+    secrets = given.secret or os.environ.get("RECEIVER_SECRET", "").split()
+    if not secrets:
+        parser.error("give --secret or set RECEIVER_SECRET")
+    server = Receiver((given.host, given.port), secrets, Store(given.database), given.origin)
+    print(f"listening on http://{given.host}:{server.server_port}/", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        pass
+
+
+if __name__ == "__main__":
+    main()
