@@ -36,6 +36,7 @@ LATENCY = Histogram("bode_delivery_latency_seconds", "From acceptance to the sin
 ATTEMPT_SECONDS = Histogram("bode_attempt_seconds", "One attempt, look-up to answer.", buckets=_LATENCY)
 PENDING = Gauge("bode_deliveries_pending", "Deliveries that have not ended, of the shards of this process.")
 OLDEST_PENDING = Gauge("bode_deliveries_oldest_pending_seconds", "Age of the oldest pending delivery of these shards.")
+BREAKERS_OPEN = Gauge("bode_breakers_open", "Sinks of this process whose circuit breaker is open or half-open.")
 IN_FLIGHT = Gauge("bode_attempts_in_flight", "Attempts under way in this process.")
 UNRECORDED = Gauge("bode_outcomes_unrecorded", "Outcomes waiting for their commit.")
 SHARDS = Gauge("bode_shards_held", "Shards that this process owns.")

@@ -1,6 +1,6 @@
 """What sending needs of a subscription: where to, signed with what, how often again. Read by the delivery processes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
@@ -24,6 +24,8 @@ class SinkConfig:
     secrets: tuple[str, ...]
     retry: tuple[float, ...] | None
     subscriber_reference: str | None
+    allowed_rate: int | None
+    headers: Mapping[str, str]
 
 
 async def load_sinks(engine: AsyncEngine, keys: KeyRing, wanted: Sequence[int]) -> list[SinkConfig]:
@@ -47,6 +49,8 @@ async def load_sinks(engine: AsyncEngine, keys: KeyRing, wanted: Sequence[int]) 
                 tuple(keys.open(secret, secret_purpose(row.id)).decode() for secret in sealed),
                 None if row.retry is None else tuple(float(seconds) for seconds in row.retry),
                 row.subscriber_reference,
+                row.allowed_rate,
+                row.protocol_settings.get("headers") or {},
             )
         )
     return sinks

@@ -24,7 +24,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from broker.delivery.bodies import Bodies, Body
 from broker.delivery.lanes import LANE_WINDOW, Delivery, RunQueue
-from broker.delivery.outcomes import GONE, Outcome, Verdict, conclude
+from broker.delivery.outcomes import GONE, Outcome, Reason, Verdict, conclude
+from broker.delivery.pace import BreakerState, Pace
 from broker.delivery.recorder import Recorder
 from broker.delivery.sender import Sender, Sink
 from broker.delivery.settings import DeliverySettings
@@ -34,6 +35,7 @@ from broker.storage.tables import CANCELLED, DELIVERED, PENDING, accepted_at
 from broker.telemetry import (
     ATTEMPT_SECONDS,
     ATTEMPTS,
+    BREAKERS_OPEN,
     DELIVERIES,
     IN_FLIGHT,
     LATENCY,
@@ -81,6 +83,7 @@ class _Runner:
     sink: Sink
     shard: int
     queue: RunQueue = field(default_factory=RunQueue)
+    pace: Pace = field(kw_only=True)
     in_flight: int = 0
     timer: asyncio.TimerHandle | None = None
     stopped: bool = False
@@ -122,6 +125,7 @@ class Engine:
         self._fed = asyncio.Event()
         self._attempts: set[asyncio.Task[None]] = set()
         self._under_way: Counter[int] = Counter()
+        self._paces: dict[int, tuple[str, Pace]] = {}
         self._accepting = True
         self._throttled = False
 
@@ -222,6 +226,7 @@ class Engine:
         for key in [key for key, runner in self._runners.items() if runner.queue.idle and not runner.in_flight]:
             if key not in self._hungry:
                 self._drop(key)
+                self._forget_pace(key)
 
     # feeding
 
@@ -230,14 +235,19 @@ class Engine:
         runners = {key: self._runners[key] for key in keys if key in self._runners}
         for runner in runners.values():
             await self._feed_lanes(runner)
-        wanting = {key: runner for key, runner in runners.items() if runner.queue.more and self._has_room(runner.queue)}
+        wanting = {key: runner for key, runner in runners.items() if runner.queue.more and self._has_room(runner)}
         if wanting:
             limit = self._settings.window
-            async with self._pool.acquire() as connection:
-                cursors = [(key, runner.queue.cursor) for key, runner in wanting.items()]
+            cursors = [(key, runner.queue.cursor) for key, runner in wanting.items()]
+            for runner in wanting.values():
+                runner.queue.more = False  # a wake-up during the query asks again
+            try:
+                async with self._pool.acquire() as connection:
+                    rows = await records.pending_after(connection, cursors, limit)
+            except DATABASE_TROUBLE:
                 for runner in wanting.values():
-                    runner.queue.more = False  # a wake-up during the query asks again
-                rows = await records.pending_after(connection, cursors, limit)
+                    runner.queue.more = True
+                raise
             offered: dict[int, list[Delivery]] = {key: [] for key in wanting}
             for row in rows:
                 offered[row[0]].append(Delivery(*row))
@@ -264,32 +274,40 @@ class Engine:
                 except ValueError:
                     log().error("sink-unusable", subscription=str(config.id))
                     continue
-                self._runners[config.key] = _Runner(sink, self._shard(config.key))
+                self._runners[config.key] = _Runner(sink, self._shard(config.key), pace=self._pace(config))
 
     async def _feed_lanes(self, runner: _Runner) -> None:
         asked = runner.queue.lanes_to_fetch()
         if not asked:
             return
         key, cursor = runner.sink.config.key, runner.queue.cursor
-        async with self._pool.acquire() as connection:
-            rows = await records.pending_of_lanes(
-                connection, [(key, lane, after, cursor) for lane, after in asked], LANE_WINDOW
-            )
+        try:
+            async with self._pool.acquire() as connection:
+                rows = await records.pending_of_lanes(
+                    connection, [(key, lane, after, cursor) for lane, after in asked], LANE_WINDOW
+                )
+        except DATABASE_TROUBLE:
+            runner.queue.ask_again(asked)  # else these lanes would stand still for ever
+            raise
         found: dict[int, list[Delivery]] = {lane: [] for lane, _ in asked}
         for row in rows:
             delivery = Delivery(*row)
             if delivery.lane is not None:
                 found[delivery.lane].append(delivery)
         now = self._clock()
-        for lane, deliveries in found.items():
-            runner.queue.offer_lane(lane, deliveries, complete=len(deliveries) < LANE_WINDOW, now=now)
+        for lane, after in asked:
+            complete = len(found[lane]) < LANE_WINDOW
+            runner.queue.offer_lane(lane, found[lane], after=after, complete=complete, now=now)
 
     def _drop(self, key: int) -> None:
         runner = self._runners.pop(key, None)
         if runner is not None:
             runner.stop()
 
-    def _has_room(self, queue: RunQueue) -> bool:
+    def _has_room(self, runner: _Runner) -> bool:
+        queue = runner.queue
+        if runner.pace.state is not BreakerState.CLOSED:
+            return queue.buffered == 0  # a sick sink needs its next delivery in memory, and no more
         return queue.buffered <= self._settings.window // 2 and queue.timed < _TIMED_MAX
 
     def _shard(self, key: int) -> int:
@@ -306,25 +324,31 @@ class Engine:
             return
         now = self._clock()
         queue = runner.queue
-        while runner.in_flight < self._settings.concurrency:
+        pace = runner.pace
+        pause = 0.0
+        while runner.in_flight < pace.limit:
+            pause = pace.wait(now)
+            if pause > 0:
+                break
             delivery = queue.take(now)
             if delivery is None:
                 break
+            pace.begin(now)
             runner.in_flight += 1
             self._under_way[delivery.subscription] += 1
             IN_FLIGHT.inc()
             task = asyncio.create_task(self._attempt(runner, delivery))
             self._attempts.add(task)
             task.add_done_callback(self._attempts.discard)
-        if queue.wants_lanes or (queue.more and self._has_room(queue)):
+        if queue.wants_lanes or (queue.more and self._has_room(runner)):
             self._hungry[runner.sink.config.key] = None
             self._fed.set()
-        due = queue.next_due()
         if runner.timer is not None:
             runner.timer.cancel()
             runner.timer = None
-        if due is not None:
-            delay = max(due - now, 0.001)
+        due = queue.next_due()
+        if pause > 0 or due is not None:
+            delay = max(pause, 0.001 if due is None else due - now, 0.001)
             runner.timer = asyncio.get_running_loop().call_later(min(delay, 3600), self._pump, runner)
 
     def _throttle(self) -> None:
@@ -347,13 +371,16 @@ class Engine:
             except DATABASE_TROUBLE as error:
                 WORKER_ERRORS.labels("bodies").inc()
                 log().warning("body-not-read", error=type(error).__name__)
+                runner.pace.abandoned()
                 if not runner.stopped:
                     runner.queue.retry(delivery, self._clock() + 0.5)
                 return
             if runner.stopped or not self._ownership.holds(runner.shard):
+                runner.pace.abandoned()
                 return  # the lease ran out while we waited: the next owner sends it
             reason = self._hindrance(runner.sink, body)
             if body is None or reason is not None:
+                runner.pace.abandoned()
                 self._end(runner, delivery, Verdict(CANCELLED, reason=reason), epoch)
                 return
             started = time.perf_counter()
@@ -380,6 +407,7 @@ class Engine:
         ATTEMPTS.labels(outcome.reason or "success").inc()
         delivery.attempts += 1
         now = self._clock()
+        self._judge_sink(runner, outcome, now)
         age = now - accepted_at(delivery.event_key).timestamp()
         verdict = conclude(outcome, delivery.attempts, timedelta(seconds=age), runner.sink.schedule, self._jitter())
         attempt: AttemptRow | None = None
@@ -403,6 +431,32 @@ class Engine:
                 runner.queue.retry(delivery, delivery.due)
             return
         self._end(runner, delivery, verdict, epoch, outcome.status, attempt)
+
+    def _judge_sink(self, runner: _Runner, outcome: Outcome, now: float) -> None:
+        """Tell the pace; when the breaker opens, what waits in memory goes back to the database."""
+        if outcome.reason is None:
+            if runner.pace.succeeded():
+                BREAKERS_OPEN.dec()
+                log().info("breaker-closed", subscription=str(runner.sink.config.id))
+            return
+        retry_after = outcome.retry_after if outcome.reason is Reason.THROTTLED else None
+        if runner.pace.failed(now, retry_after, self._jitter()):
+            BREAKERS_OPEN.inc()
+            log().warning("breaker-opened", subscription=str(runner.sink.config.id), reason=outcome.reason)
+
+    def _pace(self, config: SinkConfig) -> Pace:
+        """The pace of a sink, which outlives its runner; a sink that was changed starts anew."""
+        known = self._paces.get(config.key)
+        if known is None or known[0] != config.sink:
+            self._forget_pace(config.key)
+            known = self._paces[config.key] = (config.sink, Pace(self._settings.concurrency))
+        known[1].per_minute = config.allowed_rate
+        return known[1]
+
+    def _forget_pace(self, key: int) -> None:
+        _, pace = self._paces.pop(key, ("", None))
+        if pace is not None and pace.state is not BreakerState.CLOSED:
+            BREAKERS_OPEN.dec()
 
     def _end(
         self,

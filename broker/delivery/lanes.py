@@ -9,6 +9,9 @@ it. So the memory it takes depends neither on the backlog nor on how the backlog
                  │ no          │ no     ▲                     └──────► retry ──┐
                  ▼             └──► timed ◄──────────────────────────────────────┘
               waiting / in the database
+
+A lane whose first waits for its time keeps nothing else in memory, so that failing lanes, however many and however
+long, leave the window to the others.
 """
 
 import heapq
@@ -43,6 +46,8 @@ class _Lane:
     goes_on: bool = False
     """Rows of this lane up to the cursor were left in the database."""
     fetching: bool = False
+    held: bool = False
+    """Its first waits for its time."""
 
 
 class RunQueue:
@@ -86,7 +91,7 @@ class RunQueue:
             if lane is None:
                 self._lanes[row.lane] = _Lane()
                 self._place(row, now)
-            elif lane.goes_on or lane.fetching or len(lane.waiting) >= LANE_WINDOW:
+            elif lane.held or lane.goes_on or lane.fetching or len(lane.waiting) >= LANE_WINDOW:
                 lane.goes_on = True
             else:
                 lane.waiting.append(row)
@@ -107,20 +112,19 @@ class RunQueue:
         if delivery.lane is None:
             return
         lane = self._lanes[delivery.lane]
+        lane.held = False
         if lane.waiting:
             self._waiting -= 1
             self._place(lane.waiting.popleft(), now)
         elif lane.goes_on:
-            lane.goes_on = False
-            lane.fetching = True
-            self._to_fetch[delivery.lane] = delivery.sequence
+            self._fetch(delivery.lane, lane, delivery.sequence)
         else:
             del self._lanes[delivery.lane]
 
     def retry(self, delivery: Delivery, due: float) -> None:
         """The delivery goes again at `due`; only its own lane waits for it."""
         delivery.due = due
-        heapq.heappush(self._timed, delivery)
+        self._hold(delivery)
 
     @property
     def wants_lanes(self) -> bool:
@@ -132,8 +136,12 @@ class RunQueue:
         asked, self._to_fetch = self._to_fetch, {}
         return list(asked.items())
 
-    def offer_lane(self, lane_key: int, rows: Sequence[Delivery], *, complete: bool, now: float) -> None:
-        """Take the rows of a lane that `lanes_to_fetch` asked for, up to the cursor of that moment.
+    def ask_again(self, asked: Sequence[tuple[int, int]]) -> None:
+        """These lanes could not be fetched: `lanes_to_fetch` names them again."""
+        self._to_fetch.update(asked)
+
+    def offer_lane(self, lane_key: int, rows: Sequence[Delivery], *, after: int, complete: bool, now: float) -> None:
+        """Take the rows of a lane that `lanes_to_fetch` asked for, beyond `after`, up to the cursor of that moment.
 
         `complete`: there were no more than these.
         """
@@ -142,10 +150,8 @@ class RunQueue:
         if not complete:
             lane.goes_on = True
         if not rows:
-            if lane.goes_on:  # rows came by while we asked: ask again, from the start of what is pending
-                lane.goes_on = False
-                lane.fetching = True
-                self._to_fetch[lane_key] = 0
+            if lane.goes_on:  # rows came by while we asked; what is not beyond `after` may have gone already
+                self._fetch(lane_key, lane, after)
             else:
                 del self._lanes[lane_key]
             return
@@ -155,6 +161,22 @@ class RunQueue:
 
     def _place(self, delivery: Delivery, now: float) -> None:
         if delivery.due > now:
-            heapq.heappush(self._timed, delivery)
+            self._hold(delivery)
         else:
             self._ready.append(delivery)
+
+    def _hold(self, delivery: Delivery) -> None:
+        heapq.heappush(self._timed, delivery)
+        if delivery.lane is None:
+            return
+        lane = self._lanes[delivery.lane]
+        lane.held = True
+        if lane.waiting:
+            self._waiting -= len(lane.waiting)
+            lane.waiting.clear()
+            lane.goes_on = True
+
+    def _fetch(self, lane_key: int, lane: _Lane, after: int) -> None:
+        lane.goes_on = False
+        lane.fetching = True
+        self._to_fetch[lane_key] = after

@@ -74,6 +74,7 @@ class Sender:
         content = compose(sink, body, sequence)
         identity = delivery_id(sink.config.id, sequence)
         headers = {
+            **sink.config.headers,
             "content-type": CONTENT_TYPE,
             "user-agent": "Bode",
             "webhook-id": identity,
