@@ -122,6 +122,7 @@ class Engine:
         self._clock = clock
         self._runners: dict[int, _Runner] = {}
         self._hungry: dict[int, None] = {}
+        self._opening: set[int] = set()
         self._fed = asyncio.Event()
         self._attempts: set[asyncio.Task[None]] = set()
         self._under_way: Counter[int] = Counter()
@@ -143,12 +144,14 @@ class Engine:
 
     def changed(self, subscription: int) -> None:
         """The subscription was changed: what is in memory of it is read anew."""
+        self._opening.discard(subscription)
         self._drop(subscription)
         self.wake([subscription])
 
     def forget(self) -> None:
         """Anything may have changed: all that is in memory is read anew."""
-        known = list(self._runners)
+        known = [*self._runners, *self._opening]
+        self._opening.clear()
         for key in known:
             self._drop(key)
         self.wake(known)
@@ -267,7 +270,10 @@ class Engine:
         keys = [key for key in keys if key not in unsettled]
         if not keys:
             return
+        self._opening = set(keys)
         for config in await self._office.load_sinks(keys):
+            if config.key not in self._opening:
+                continue  # changed while it was read: what was read may be from before
             if config.status is Status.ACTIVE and config.key not in self._runners and self._accepting:
                 try:
                     sink = Sink.of(config)
@@ -348,7 +354,8 @@ class Engine:
             runner.timer = None
         due = queue.next_due()
         if pause > 0 or due is not None:
-            delay = max(pause, 0.001 if due is None else due - now, 0.001)
+            # a lane that waits for its time doesn't make the others wait as long
+            delay = pause if pause > 0 or due is None else max(due - now, 0.001)
             runner.timer = asyncio.get_running_loop().call_later(min(delay, 3600), self._pump, runner)
 
     def _throttle(self) -> None:
