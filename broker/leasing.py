@@ -47,6 +47,7 @@ class Leasing:
         self._epochs: dict[int, int] = {}
         self._safe_until = 0.0
         self._nudged = asyncio.Event()
+        self._leaving = False
 
     @property
     def epochs(self) -> dict[int, int]:
@@ -88,18 +89,24 @@ class Leasing:
             await leases.announce(connection, self._kind, self._owner, self._applied_version())
             held = await leases.renew(connection, self._kind, self._owner, self._span)
             alive = await leases.holders(connection, self._kind, self._span)
+        if self._leaving:
+            return
         self._safe_until = asked_at + self._span.total_seconds()
         lost = [number for number, epoch in self._epochs.items() if held.get(number) != epoch]
         if lost:
             for number in lost:
                 del self._epochs[number]
             await self._released(lost)
+        unknown = {number: epoch for number, epoch in held.items() if number not in self._epochs}
+        if unknown:  # taken in a turn whose answer never came, or not given back: renewed, so nobody else takes it
+            self._epochs.update(unknown)
+            await self._gained(unknown)
         share = math.ceil(self._count / max(len(alive), 1))
         surplus = sorted(self._epochs)[share:]
         if surplus:
-            await self._released(surplus)
             for number in surplus:
-                del self._epochs[number]
+                del self._epochs[number]  # first, so that nothing new is begun on them
+            await self._released(surplus)
             async with self._pool.acquire() as connection:
                 await leases.give_back(connection, self._kind, self._owner, surplus)
         room = share - len(self._epochs)
@@ -114,6 +121,7 @@ class Leasing:
 
     async def leave(self) -> None:
         """Give everything back; the work on it has stopped already."""
+        self._leaving = True
         numbers, self._epochs = list(self._epochs), {}
         async with self._pool.acquire() as connection:
             await leases.give_back(connection, self._kind, self._owner, numbers)
