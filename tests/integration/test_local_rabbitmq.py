@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import socket
+import subprocess
 from pathlib import Path
 from uuid import uuid4
 
@@ -97,6 +99,15 @@ async def test_listens_on_loopback_only_and_runs_no_epmd(rabbitmq: RabbitMQ) -> 
     names = {process.name() for process in family(marked(rabbitmq.folder))}
     assert "beam.smp" in names
     assert not {name for name in names if "epmd" in name}
+
+
+def test_what_rabbitmq_does_each_minute_starts_no_epmd_either(rabbitmq: RabbitMQ) -> None:
+    node = next(process for process in marked(rabbitmq.folder) if process.name() == "beam.smp")
+    environment = node.environ()
+    starter = ["erl", "-boot", "no_dot_erlang", "-sname", "epmd-starter", "-noinput", "-s", "erlang", "halt"]
+    subprocess.run(starter, env=environment, timeout=30, check=False, capture_output=True)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(environment["ERL_EPMD_PORT"])), timeout=5)
 
 
 async def test_broker_can_make_the_partitioning_exchange(rabbitmq: RabbitMQ) -> None:

@@ -137,11 +137,16 @@ class RabbitMQ(Server):
             "RABBITMQ_ALLOW_INPUT": "1",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": " ".join(
                 (
-                    f"-noinput -sname {_NODE} -start_epmd false -erl_epmd_port {distribution}",
+                    f"-noinput -sname {_NODE}",
                     "-kernel inet_dist_use_interface {127,0,0,1}",
                     f"-bode {mark(self.folder)}",
                 )
             ),
+            # For every Erlang that the node starts, too: one a minute would otherwise start an epmd, on all addresses
+            # and the machine's port for it. Should one start all the same, it is a private one.
+            "ERL_ZFLAGS": f"-start_epmd false -erl_epmd_port {distribution}",
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(free_port()),
             "ERL_CRASH_DUMP_SECONDS": "0",  # a dump would hold message bodies
         }
         inherited = {
