@@ -78,9 +78,9 @@ class Index:
 
     def put(self, key: int, condition: Condition) -> None:
         """Add a subscription or replace its condition."""
+        found, shared = conjunctions(condition)
         if key in self._places:
             self.discard(key)
-        found, shared = conjunctions(condition)
         places = [(each.event_type, self._partition(each.event_type).add(key, each, shared)) for each in found]
         self._places[key] = places[0] if len(places) == 1 else places
         self._note(found, key)
