@@ -6,11 +6,11 @@ answered holds for every event accepted afterwards, versions are contiguous in c
 on (is there a grant?) cannot alter under it. Because the lock comes first, no row lock is ever held while waiting.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from sqlalchemy import BigInteger, Boolean, CheckConstraint, Column, DateTime, Table, Text, func, insert, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -33,6 +33,10 @@ TAKE_SHARED_SQL: Final = f"SELECT pg_advisory_xact_lock_shared({_LOCK_KEY})"
 READ_HEAD_SQL: Final = "SELECT coalesce((SELECT version FROM change_log_head), 0)"
 """The version of the last change. A statement of its own, after TAKE_SHARED_SQL: one that takes the lock and reads
 at once would read the snapshot from before the wait."""
+
+
+Settled: TypeAlias = Callable[[int], Awaitable[None]]
+"""Returns when every process that sends has applied this version of the log, or can no longer send."""
 
 
 class ChangeKind(StrEnum):
@@ -77,10 +81,11 @@ class Entry(NamedTuple):
 
 
 @asynccontextmanager
-async def changing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+async def changing(engine: AsyncEngine, settled: Settled | None = None) -> AsyncIterator[AsyncConnection]:
     """Opens a transaction that may change what matching sees, holding the change lock from its first statement.
 
-    Write with the service functions (they call `record_changes`); leaving the block commits, then wakes readers.
+    Write with the service functions (they call `record_changes`); leaving the block commits, then wakes readers, then
+    waits for `settled`, so that a caller who is answered afterwards finds the change in force everywhere.
 
     Raises:
         Unavailable: events were being accepted for longer than the lock timeout; nothing was done.
@@ -90,9 +95,11 @@ async def changing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
             await take_change_lock(connection)
             before = await read_head(connection)
             yield connection
-            changed = await read_head(connection) != before
-    if changed:
+            version = await read_head(connection)
+    if version != before:
         await wake_readers(engine)
+        if settled is not None:
+            await settled(version)
 
 
 async def take_change_lock(connection: AsyncConnection) -> None:

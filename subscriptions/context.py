@@ -4,14 +4,16 @@ The last callables reach into tables that belong to the broker, which this packa
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Final, TypeAlias, cast
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from starlette.requests import Request
 
 from schemas.resources import Health
 from subscriptions.callers import ApiSettings, Caller, Callers
+from subscriptions.change_log import Settled, changing
 from subscriptions.grants import CancelUngranted
 from subscriptions.life_cycle import CancelSubscription
 from subscriptions.secrets import KeyRing
@@ -35,6 +37,11 @@ class Context:
     health_of: HealthOf
     cancel_ungranted: CancelUngranted
     cancel_subscription: CancelSubscription
+    settled: Settled
+
+    def changing(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """Opens a transaction of `change_log.changing` that is in force everywhere when the block has been left."""
+        return changing(self.engine, self.settled)
 
     @property
     def sinks(self) -> SinkRules:

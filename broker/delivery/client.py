@@ -87,7 +87,17 @@ class Answer:
 class _Connection(asyncio.Protocol):
     """One connection, one request at a time."""
 
-    __slots__ = ("_answer", "_framed", "_parser", "_pending", "_received", "idle_since", "transport", "usable")
+    __slots__ = (
+        "_answer",
+        "_framed",
+        "_limit",
+        "_parser",
+        "_pending",
+        "_received",
+        "idle_since",
+        "transport",
+        "usable",
+    )
 
     transport: asyncio.Transport
 
@@ -96,11 +106,14 @@ class _Connection(asyncio.Protocol):
         self.idle_since = 0.0
         self._pending: asyncio.Future[Answer] | None = None
         self._answer = Answer()
+        self._limit: asyncio.TimerHandle | None = None
         self._framed = False
         self._received = 0
 
-    def request(self, data: bytes) -> "asyncio.Future[Answer]":
-        self._pending = future = asyncio.get_running_loop().create_future()
+    def request(self, data: bytes, deadline: float) -> "asyncio.Future[Answer]":
+        loop = asyncio.get_running_loop()
+        self._pending = future = loop.create_future()
+        self._limit = loop.call_at(deadline, self._fail, Reason.TIMEOUT)
         self._answer = Answer()
         self._framed = False
         self._received = 0
@@ -117,7 +130,7 @@ class _Connection(asyncio.Protocol):
 
     def close(self) -> None:
         self.usable = False
-        self._pending = None
+        self._take_pending()
         self.transport.abort()
 
     # asyncio.Protocol
@@ -179,14 +192,21 @@ class _Connection(asyncio.Protocol):
         if self._answer.status:
             self._finish()
 
-    def _finish(self) -> None:
+    def _take_pending(self) -> "asyncio.Future[Answer] | None":
         pending, self._pending = self._pending, None
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None
+        return pending
+
+    def _finish(self) -> None:
+        pending = self._take_pending()
         if pending is not None and not pending.done():
             pending.set_result(self._answer)
 
     def _fail(self, reason: Reason) -> None:
         self.usable = False
-        pending, self._pending = self._pending, None
+        pending = self._take_pending()
         if pending is not None and not pending.done():
             pending.set_exception(SendError(reason))
         self.transport.abort()
@@ -221,19 +241,20 @@ class Client:
         data = (
             f"{method} {target.path} HTTP/1.1\r\nhost: {target.authority}\r\n{lines}content-length: {len(body)}\r\n\r\n"
         ).encode("latin-1") + body
+        deadline = asyncio.get_running_loop().time() + self._total_seconds
         connection = self._take_idle(target)
         try:
-            async with asyncio.timeout(self._total_seconds):
-                if connection is not None:
-                    try:
-                        answer = await connection.request(data)
-                    except SendError as error:
-                        if error.reason is not Reason.CLOSED or connection.answered:
-                            raise
-                        connection = None
-                if connection is None:
+            if connection is not None:
+                try:
+                    answer = await connection.request(data, deadline)
+                except SendError as error:
+                    if error.reason is not Reason.CLOSED or connection.answered:
+                        raise
+                    connection = None
+            if connection is None:
+                async with asyncio.timeout_at(deadline):
                     connection = await self._connect(target)
-                    answer = await connection.request(data)
+                answer = await connection.request(data, deadline)
         except BaseException as error:
             if connection is not None:
                 connection.close()

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Final, Protocol
 from uuid import UUID
 
@@ -74,6 +75,10 @@ class Office(Protocol):
 
     async def sink_is_gone(self, subscription_id: UUID) -> None:
         """Disable the subscription: its sink answered 410."""
+
+
+_attempts = cache(ATTEMPTS.labels)
+_deliveries = cache(DELIVERIES.labels)
 
 
 @dataclass(slots=True)
@@ -411,7 +416,7 @@ class Engine:
 
     async def _settle(self, runner: _Runner, delivery: Delivery, outcome: Outcome, epoch: int, seconds: float) -> None:
         ATTEMPT_SECONDS.observe(seconds)
-        ATTEMPTS.labels(outcome.reason or "success").inc()
+        _attempts(outcome.reason or "success").inc()
         delivery.attempts += 1
         now = self._clock()
         self._judge_sink(runner, outcome, now)
@@ -474,7 +479,7 @@ class Engine:
         status: int | None = None,
         attempt: AttemptRow | None = None,
     ) -> None:
-        DELIVERIES.labels(verdict.state).inc()
+        _deliveries(verdict.state).inc()
         self._record(delivery, verdict, epoch, status, attempt)
         if verdict.state != DELIVERED:
             log().warning(

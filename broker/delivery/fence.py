@@ -15,18 +15,18 @@ from typing import Final
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_NAT64: Final = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 _REFUSED: Final = tuple(
     ipaddress.ip_network(text)
     for text in (
         "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
         "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
         "224.0.0.0/4", "240.0.0.0/4", "255.255.255.255/32",
-        "::/128", "::1/128", "100::/64", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20", "5f00::/16",
-        "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8",
+        "::/3", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20", "4000::/2", "8000::/1",
     )
 )  # fmt: skip
-"""IANA's special-purpose registries, plus multicast, 6to4 (it wraps an IPv4 address) and site-local."""
+"""IANA's special-purpose registries, plus multicast and 6to4 (it wraps an IPv4 address). Of IPv6 everything beside
+2000::/3, which alone is global unicast: loopback, local-use NAT64, unique and link-local, and what may yet come."""
 
 
 class FenceError(Exception):
@@ -42,7 +42,7 @@ def unwrap(address: Address) -> Address:
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return address.ipv4_mapped
-        if any(address in network for network in _NAT64) or 1 < int(address) < 1 << 32:
+        if address in _NAT64 or 1 < int(address) < 1 << 32:
             return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return address
 

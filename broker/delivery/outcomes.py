@@ -74,7 +74,7 @@ def judge(status: int, retry_after: str | None, excerpt: bytes, now: datetime) -
 
 
 def parse_retry_after(value: str | None, now: datetime) -> timedelta | None:
-    """Read a Retry-After header (RFC 9110, 10.2.3): seconds or an HTTP date; None when absent, past or malformed."""
+    """Read a Retry-After header (RFC 9110, 10.2.3): seconds or an HTTP date, zero when past; None for none."""
     if value is None:
         return None
     value = value.strip()

@@ -16,7 +16,7 @@ class DeliverySettings(BaseModel):
     attempt_seconds: float = Field(default=10, gt=0, le=120, description="Limit for one attempt, look-up to answer.")
     lease_seconds: float = Field(default=6, ge=1, le=60, description="How long shards stay with a silent process.")
     sweep_seconds: float = Field(default=5, ge=0.5, le=300, description="Look for pending work this often, unasked.")
-    linger_seconds: float = Field(default=0.004, ge=0, le=1, description="Wait to record outcomes together.")
+    linger_seconds: float = Field(default=0.01, ge=0, le=1, description="Wait to record outcomes together.")
     unrecorded_max: int = Field(default=5000, ge=100, le=100_000, description="No new attempts above this many.")
     body_cache_bytes: int = Field(default=64 << 20, ge=1 << 20, le=1 << 32, description="Event bodies kept in memory.")
     grace_seconds: float = Field(default=8, ge=0, le=300, description="At shutdown, time for attempts under way.")

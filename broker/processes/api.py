@@ -18,6 +18,7 @@ from broker.processes.serving import Site, status_routes, tell_ready
 from broker.processes.workers import Readiness, run_workers, stop_on_signals
 from broker.settings import Settings
 from broker.storage import acceptance, leases, people
+from broker.storage.leases import SHARD_LEASE
 from broker.storage.tables import accepted_at
 from broker.telemetry import log
 from schemas.resources import Health
@@ -26,6 +27,7 @@ from subscriptions.context import Context
 
 _BATCH_MAX_EVENTS = 1000
 _BATCH_MAX_BYTES = 4 << 20
+_SETTLE_SECONDS = 0.005
 
 
 async def run(settings: Settings) -> None:
@@ -97,6 +99,15 @@ def _context(resources: Resources) -> Context:
             for row in rows
         }
 
+    async def settled(version: int) -> None:
+        """Wait for the delivery processes; one that is silent for a lease's time can no longer send (promise 6)."""
+        span = timedelta(seconds=resources.settings.delivery.lease_seconds)
+        async with asyncio.timeout(2 * span.total_seconds()), resources.pool.acquire() as connection:
+            while await leases.holders_behind(  # noqa: ASYNC110  # other processes, which set no event of ours
+                connection, SHARD_LEASE, version, span
+            ):
+                await asyncio.sleep(_SETTLE_SECONDS)
+
     return Context(
         engine=resources.engine,
         keys=resources.keys,
@@ -106,4 +117,5 @@ def _context(resources: Resources) -> Context:
         health_of=health_of,
         cancel_ungranted=people.cancel_ungranted,
         cancel_subscription=people.cancel_subscription,
+        settled=settled,
     )

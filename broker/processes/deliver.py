@@ -20,12 +20,12 @@ from broker.processes.workers import Readiness, run_workers, stop_on_signals
 from broker.settings import Settings
 from broker.storage import installation, leases, records
 from broker.storage.acceptance import DELIVERIES_CHANNEL, EVERYTHING
+from broker.storage.leases import SHARD_LEASE
 from broker.storage.listening import Listener
 from broker.storage.partitions import ensure_partitions
 from broker.telemetry import PENDING, SHARDS, WORKER_ERRORS, log
 from subscriptions.change_log import CHANGES_CHANNEL
 
-SHARD_LEASE = "shard"
 _POOL_SIZE = 6
 _HOUSE_EVERY = 5.0
 _PARTITIONS_EVERY = 3600.0

@@ -16,9 +16,8 @@ from broker.processes.serving import Site, status_app, tell_ready
 from broker.processes.workers import Readiness, run_workers, stop_on_signals
 from broker.settings import Settings
 from broker.storage import acceptance, installation, leases
+from broker.storage.leases import QUEUE_LEASE
 from broker.telemetry import log
-
-QUEUE_LEASE = "queue"
 
 
 class Consumers:

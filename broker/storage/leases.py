@@ -7,9 +7,13 @@ its lease. Whoever takes over raises the epoch; what the former owner still writ
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Final
 from uuid import UUID
 
 import asyncpg
+
+SHARD_LEASE: Final = "shard"
+QUEUE_LEASE: Final = "queue"
 
 _CREATE = "INSERT INTO leases (kind, number) SELECT $1, generate_series(0, $2 - 1) ON CONFLICT DO NOTHING"
 
@@ -64,6 +68,7 @@ WHERE application_name = ANY($1::text[]) AND pid <> pg_backend_pid()
 _BEHIND = """
 SELECT count(*) FROM lease_holders
 WHERE kind = $1 AND applied_version < $2 AND seen_at > clock_timestamp() - $3::interval
+  AND EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'bode ' || owner::text)
 """
 
 

@@ -10,7 +10,6 @@ from schemas.problems import Forbidden, InvalidInput, NotFound
 from schemas.resources import Domain, DomainBody, DomainPage
 from subscriptions import organisations as service
 from subscriptions.callers import Scope
-from subscriptions.change_log import changing
 from subscriptions.context import api_url
 from subscriptions.database import AnyRow, AnySelect
 from subscriptions.http import ByCaller, InContext, Route, operation
@@ -55,7 +54,7 @@ async def create_domain(
     request: Request, response: Response, body: DomainBody, caller: ByCaller, context: InContext
 ) -> Domain:
     """Registers a domain for your organisation; never inside or around a domain of another one."""
-    async with changing(context.engine) as connection:
+    async with context.changing() as connection:
         if caller.is_operator and body.organisation is None:
             raise InvalidInput.field("/organisation", "missing", "is required of an operator")
         if not caller.is_operator and body.organisation not in (None, caller.own.oin):

@@ -10,7 +10,6 @@ from schemas.problems import NotFound
 from schemas.resources import Grant, GrantBody, GrantPage
 from subscriptions import grants as service
 from subscriptions.callers import Caller, Scope
-from subscriptions.change_log import changing
 from subscriptions.context import api_url
 from subscriptions.database import AnyRow, AnySelect
 from subscriptions.http import ByCaller, InContext, Route, operation
@@ -34,7 +33,7 @@ async def create_grant(
     request: Request, response: Response, body: GrantBody, caller: ByCaller, context: InContext
 ) -> Grant:
     """Grants types of your own domains to a provider; its subscriptions that waited for this are taken up."""
-    async with changing(context.engine) as connection:
+    async with context.changing() as connection:
         created = await service.create_grant(
             connection,
             registry_id=caller.own.id,
@@ -89,7 +88,7 @@ async def get_grant(request: Request, id: UUID, caller: ByCaller, context: InCon
 )
 async def revoke_grant(id: UUID, caller: ByCaller, context: InContext) -> None:
     """Revokes a grant. What is pending on it has been cancelled when the answer comes."""
-    async with changing(context.engine) as connection:
+    async with context.changing() as connection:
         await service.revoke_grant(connection, id, registry_id=caller.own.id, cancel_ungranted=context.cancel_ungranted)
 
 

@@ -10,7 +10,6 @@ from schemas.problems import InvalidInput, NotFound
 from schemas.resources import Organisation, OrganisationBody, OrganisationPage, OrganisationPatch
 from subscriptions import organisations as service
 from subscriptions.callers import Scope
-from subscriptions.change_log import changing
 from subscriptions.context import api_url
 from subscriptions.database import AnyRow
 from subscriptions.http import ByCaller, InContext, Route, operation
@@ -40,7 +39,7 @@ async def create_organisation(
     request: Request, response: Response, body: OrganisationBody, context: InContext
 ) -> Organisation:
     """Registers an organisation by its OIN."""
-    async with changing(context.engine) as connection:
+    async with context.changing() as connection:
         row = await service.create_organisation(
             connection, oin=body.oin, name=body.name, amqp_user=body.amqp_user, sources=body.sources
         )
@@ -101,7 +100,7 @@ async def change_organisation(
     given = body.model_dump(exclude_unset=True, by_alias=False)
     if "name" in given and given["name"] is None:
         raise InvalidInput.field("/name", "required", "can't be removed")
-    async with changing(context.engine) as connection:
+    async with context.changing() as connection:
         row = await service.get_organisation(connection, id)
         row = await service.change_organisation(
             connection,

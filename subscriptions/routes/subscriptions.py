@@ -24,7 +24,6 @@ from schemas.resources import (
 from subscriptions import life_cycle
 from subscriptions import subscriptions as service
 from subscriptions.callers import Caller, Scope
-from subscriptions.change_log import changing
 from subscriptions.context import api_url, context_of
 from subscriptions.database import AnyRow
 from subscriptions.http import ByCaller, ExpectedVersion, InContext, Route, operation
@@ -59,7 +58,7 @@ async def create_subscription(
     CloudEvents webhook handshake.
     """
     own = caller.own
-    async with changing(context.engine) as connection:
+    async with context.changing() as connection:
         row, secret = await service.create(
             connection, body, organisation_id=own.id, keys=context.keys, sinks=context.sinks
         )
@@ -141,7 +140,7 @@ async def replace_subscription(
     subscription is `disabled`, and what matches is numbered and kept.
     """
     own = caller.own
-    async with changing(context.engine) as connection:
+    async with context.changing() as connection:
         row = await _to_change(connection, id, own.id, expected)
         if body.secret is not None and body.secret != service.secret_of(row, context.keys):
             raise InvalidInput.field("/secret", "read-only", "can't be set: POST to its secret to have a new one")
@@ -177,7 +176,7 @@ async def change_subscription(
     own = caller.own
     patch = body.model_dump(mode="json", by_alias=True, exclude_unset=True)
     content = {name: value for name, value in patch.items() if name in _CONTENT}
-    async with changing(context.engine) as connection:
+    async with context.changing() as connection:
         row = await _to_change(connection, id, own.id, expected)
         if content:
             row = await service.replace(connection, row, service.merged(row, content), sinks=context.sinks)
@@ -196,7 +195,7 @@ async def change_subscription(
 async def end_subscription(id: UUID, caller: ByCaller, context: InContext, expected: ExpectedVersion) -> None:
     """Ends a subscription for good: nothing matches any more, and what is pending is cancelled."""
     own = caller.own
-    async with changing(context.engine) as connection:
+    async with context.changing() as connection:
         await _to_change(connection, id, own.id, expected)
         await life_cycle.end(connection, id, organisation_id=own.id, cancel=context.cancel_subscription)
 
@@ -211,7 +210,7 @@ async def rotate_secret(
 ) -> RotatedSecret:
     """Makes a new signing secret. Both sign for the time of the overlap, so that no notification fails to verify."""
     overlap = timedelta(seconds=(body or SecretRotation()).overlap_seconds)
-    async with changing(context.engine) as connection:
+    async with context.changing() as connection:
         row = await service.get(connection, id, organisation_id=caller.own.id)
         row = await service.rotate_secret(connection, row, overlap, keys=context.keys)
     return RotatedSecret(

@@ -53,6 +53,10 @@ class Clock:
         return self.now
 
 
+async def _nobody_sends(_: int) -> None:
+    """There are no delivery processes to wait for."""
+
+
 @dataclass
 class World:
     engine: AsyncEngine
@@ -73,6 +77,7 @@ class World:
             health_of=self._health_of,
             cancel_ungranted=self._cancel_ungranted,
             cancel_subscription=self._cancel_subscription,
+            settled=_nobody_sends,
         )
         install(self.app, context)
 
