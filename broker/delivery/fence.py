@@ -114,6 +114,8 @@ class Fence:
                     answers = await look_up
             except (OSError, UnicodeError, TimeoutError) as error:
                 raise ResolveError("the name could not be resolved") from error
+            if not answers:
+                raise ResolveError("the name has no address")
         for answer in answers:
             if "%" in answer or not self.permits(ipaddress.ip_address(answer)):
                 raise FenceError("the name has an address in a network that is not allowed")
@@ -123,11 +125,11 @@ class Fence:
 def literal(host: str) -> Address | None:
     """The address that `host` writes, also in decimal, octal, hexadecimal or short IPv4 notation; None for a name."""
     bare = host.removeprefix("[").removesuffix("]")
-    if ":" in bare:
-        return ipaddress.IPv6Address(bare.partition("%")[0])
     try:
+        if ":" in bare:
+            return ipaddress.IPv6Address(bare.partition("%")[0])
         return ipaddress.IPv4Address(socket.inet_aton(bare))
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 
