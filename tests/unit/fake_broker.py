@@ -1,5 +1,6 @@
 """The network peer of a listener and of a publisher: as much of the API as they use, and a sender of notifications."""
 
+import asyncio
 import base64
 import json
 import secrets
@@ -26,6 +27,7 @@ class FakeBroker:
     batches: list[list[Any]] = field(default_factory=list)
     publishing: Callable[[list[Any]], Answer] = lambda batch: (202, batch)
     granted: bool = True
+    _called: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession()
@@ -40,6 +42,13 @@ class FakeBroker:
     ) -> None:
         await self._session.close()
         await self._runner.cleanup()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until a call makes the condition true."""
+        async with asyncio.timeout(20):
+            while not condition():
+                self._called.clear()
+                await self._called.wait()
 
     async def notify(self, identity: str, *numbers: int, matched: bool = True) -> list[int]:
         """Send notifications, correctly signed; the statuses."""
@@ -68,6 +77,7 @@ class FakeBroker:
             status, content = 401, {"detail": "Send a valid key."}
         else:
             status, content = await self._answer(request.method, path, json.loads(body) if body else None)
+        self._called.set()
         headers = {"Retry-After": "0"} if status == 429 else {}
         if content is None:
             return web.Response(status=status, headers=headers)
