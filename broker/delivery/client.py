@@ -167,7 +167,13 @@ class _Connection(asyncio.Protocol):
             self._fail(Reason.CLOSED)
 
     # httptools
+    def on_message_begin(self) -> None:
+        if self._pending is None:  # an answer behind the answer: the next request must not be given it
+            self.usable = False
+
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._answer.status:  # a trailer, which says nothing here
+            return
         lowered = name.lower()
         if lowered in _KEPT_HEADERS:
             self._answer.headers.setdefault(lowered.decode(), []).append(value.decode("latin-1").strip())
@@ -201,8 +207,9 @@ class _Connection(asyncio.Protocol):
 
     def _finish(self) -> None:
         pending = self._take_pending()
+        answer, self._answer = self._answer, Answer()  # what comes after it can't change it
         if pending is not None and not pending.done():
-            pending.set_result(self._answer)
+            pending.set_result(answer)
 
     def _fail(self, reason: Reason) -> None:
         self.usable = False
