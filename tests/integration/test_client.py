@@ -4,7 +4,7 @@ import asyncio
 import ssl
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_network
@@ -140,7 +140,7 @@ async def test_request_goes_out_whole_and_connection_is_kept(client: Client) -> 
     [
         (b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", 200, b""),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", 200, b"abc"),
-        (b"HTTP/1.1 503 Busy\r\ntransfer-encoding: chunked\r\ntrailer: x\r\n\r\n1;e=1\r\na\r\n0\r\nx: y\r\n\r\n", 503, b"a"),
+        (b"HTTP/1.1 503 Busy\r\ntransfer-encoding: chunked\r\n\r\n1;e=1\r\na\r\n0\r\nx: y\r\n\r\n", 503, b"a"),
         (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nretry-after: 9\r\n\r\n" + OK, 204, b""),
         (b"HTTP/1.1 304 Not Modified\r\ncontent-length: 10\r\n\r\n", 304, b""),
         (b"HTTP/1.1 500 \r\ncontent-length: 1\r\n\r\nx", 500, b"x"),
@@ -337,12 +337,8 @@ async def test_endless_trailers_are_cut_off_and_say_nothing(client: Client) -> N
             await exchange.send(b"webhook-allowed-origin: *\r\n" * 50)
 
     async with sink(play) as made:
-        try:
-            answer = await post(client, made.target())
-        except SendError as error:
-            assert error.reason in (Reason.NONSENSE, Reason.OVERSIZED)
-        else:
-            assert (answer.status, answer.headers) == (200, {})
+        answer = await post(client, made.target())
+        assert (answer.status, answer.headers) == (200, {})
         await asyncio.wait_for(made.closed.wait(), 5)
 
 
@@ -384,7 +380,7 @@ async def test_garbage_is_no_answer(data: bytes, client: Client) -> None:
 
 @pytest.mark.parametrize(
     "extra",
-    [OK, b"HTTP/1.1 500 Late\r\ncontent-length: 0\r\n\r\n", b"HTTP/1.1 2", b"x", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n"],
+    [OK, b"HTTP/1.1 500 Late\r\ncontent-length: 0\r\n\r\n", b"HTTP/1.1 2", b"x", b"HTTP/1.1 200 OK\r\nx: y\r\n\r\n"],
     ids=["another answer", "another status", "a beginning", "garbage", "an open end"],
 )  # fmt: skip
 async def test_second_answer_is_never_taken_for_that_of_the_next_request(extra: bytes, client: Client) -> None:
@@ -484,7 +480,7 @@ async def test_fenced_address_is_never_connected_to(url: str, client: Client) ->
 
 
 @pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One for localhost, self-signed."""
     folder = tmp_path_factory.mktemp("tls")
     subprocess.run(
@@ -492,7 +488,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
          "-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
         cwd=folder, check=True, capture_output=True,
     )  # fmt: skip
-    yield folder
+    return folder
 
 
 async def test_certificate_must_be_trusted_and_name_the_host(certificates: Path) -> None:
