@@ -25,6 +25,8 @@ BATCH_EVENTS = Histogram(
 )
 COMMIT_SECONDS = Histogram("bode_ingest_commit_seconds", "From a batch in memory to its commit.", buckets=_LATENCY)
 INGEST_QUEUES = Gauge("bode_ingest_queues_held", "Ingest queues that this process consumes.")
+QUEUE_MESSAGES = Gauge("bode_ingest_queue_messages", "Messages that wait in RabbitMQ, by queue.", ["queue"])
+UNROUTED = Gauge("bode_unrouted_messages", "Messages that no queue was bound for; any is an alarm.")
 UNHEADED = Counter("bode_events_without_subject_header", "Events with a subject that came without the header.")
 
 APPLIED_VERSION = Gauge("bode_applied_version", "Version of the change log that this process has applied.")

@@ -73,6 +73,9 @@ class Office(Protocol):
     def granted(self, organisation_id: UUID, event_type: str, now: datetime) -> UUID | None:
         """The grant on which this may be sent now, if any."""
 
+    def seal_excerpt(self, subscription_id: UUID, excerpt: bytes) -> bytes:
+        """Seal the first bytes of an answer, which only the provider may read."""
+
     async def sink_is_gone(self, subscription_id: UUID) -> None:
         """Disable the subscription: its sink answered 410."""
 
@@ -428,7 +431,8 @@ class Engine:
         else:
             attempt = (
                 delivery.subscription, delivery.sequence, delivery.event_key, delivery.attempts,
-                datetime.fromtimestamp(now - seconds, UTC), int(seconds * 1000), outcome.status, outcome.reason, None,
+                datetime.fromtimestamp(now - seconds, UTC), int(seconds * 1000), outcome.status, outcome.reason,
+                self._office.seal_excerpt(runner.sink.config.id, outcome.excerpt) if outcome.excerpt else None,
             )  # fmt: skip
         if outcome.status == GONE:
             # the delivery stays, and goes on when the subscription is resumed

@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from broker.storage.sealing import excerpt_purpose
 from broker.telemetry import APPLIED_VERSION, WORKER_ERRORS, log
 from subscriptions import directory, life_cycle
 from subscriptions.change_log import changing
@@ -89,6 +90,10 @@ class DirectoryOffice:
     def granted(self, organisation_id: UUID, event_type: str, now: datetime) -> UUID | None:
         """The grant on which an organisation may receive a type now."""
         return self._directory.granted(organisation_id, event_type, now)
+
+    def seal_excerpt(self, subscription_id: UUID, excerpt: bytes) -> bytes:
+        """Seal the first bytes of a sink's answer, bound to its subscription."""
+        return self._keys.seal(excerpt, excerpt_purpose(subscription_id))
 
     async def sink_is_gone(self, subscription_id: UUID) -> None:
         """Disable a subscription whose sink answered 410."""

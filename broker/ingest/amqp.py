@@ -8,6 +8,7 @@ RabbitMQ partitions by subject, keeps order within a queue and fails over; it co
 why both exchanges have an alternate.
 """
 
+import asyncio
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final, assert_never
@@ -27,6 +28,7 @@ PARTITION: Final = "bode.partition"
 UNROUTED: Final = "bode.unrouted"
 SUBJECT_HEADER: Final = "cloudEvents:subject"
 _UNDERSCORE_SUBJECT_HEADER: Final = "cloudEvents_subject"
+_SETTLE_SECONDS: Final = 3.0
 _DELIVERY_LIMIT: Final = 1_000_000
 """Practically none, on RabbitMQ 3.10 and 4.x alike: 4.x drops after 20 by default, −1 loses at once on 3.10."""
 
@@ -67,8 +69,33 @@ async def connect(settings: AmqpSettings, name: str) -> AbstractConnection:
     )
 
 
-async def declare(channel: AbstractChannel, queues: int) -> None:
-    """Declare the topology; idempotent. The way is complete before the door `bode.events` exists."""
+async def declare(connection: AbstractConnection, queues: int) -> None:
+    """Declare the topology; idempotent. The way is complete, and on disk, before the door `bode.events` exists.
+
+    A new quorum queue is not safe at once: a RabbitMQ that is killed within a second of the declaration may forget it,
+    with the messages that it had confirmed. So the first time the door waits.
+    """
+    first_time = not await _exists(connection, EXCHANGE)
+    async with connection.channel() as channel:
+        await _declare_way(channel, queues)
+        if first_time:
+            await asyncio.sleep(_SETTLE_SECONDS)
+        events = await channel.declare_exchange(
+            EXCHANGE, aio_pika.ExchangeType.TOPIC, durable=True, arguments={"alternate-exchange": UNROUTED}
+        )
+        await (await channel.get_exchange(PARTITION, ensure=False)).bind(events, routing_key="#")
+
+
+async def _exists(connection: AbstractConnection, exchange: str) -> bool:
+    try:
+        async with connection.channel() as channel:
+            await channel.get_exchange(exchange, ensure=True)
+    except aio_pika.exceptions.ChannelNotFoundEntity:
+        return False
+    return True
+
+
+async def _declare_way(channel: AbstractChannel, queues: int) -> None:
     unrouted = await channel.declare_exchange(UNROUTED, aio_pika.ExchangeType.FANOUT, durable=True)
     last_resort = await channel.declare_queue(
         UNROUTED, durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": _DELIVERY_LIMIT}
@@ -91,10 +118,12 @@ async def declare(channel: AbstractChannel, queues: int) -> None:
             },
         )
         await queue.bind(partition, routing_key="1")
-    events = await channel.declare_exchange(
-        EXCHANGE, aio_pika.ExchangeType.TOPIC, durable=True, arguments={"alternate-exchange": UNROUTED}
-    )
-    await partition.bind(events, routing_key="#")
+
+
+async def count_messages(channel: AbstractChannel, queue: str) -> int:
+    """How many messages wait in a queue, as RabbitMQ counts them."""
+    declared = await channel.declare_queue(queue, passive=True)
+    return declared.declaration_result.message_count or 0
 
 
 def read_message(

@@ -118,4 +118,5 @@ def _context(resources: Resources) -> Context:
         cancel_ungranted=people.cancel_ungranted,
         cancel_subscription=people.cancel_subscription,
         settled=settled,
+        handshakes=resources.settings.handshake,
     )

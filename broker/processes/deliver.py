@@ -64,7 +64,9 @@ class DeliverProcess:
         self._client = Client(self._fence, total_seconds=self._delivery.attempt_seconds)
         self._recorder = Recorder(resources.pool, shards, self._delivery.linger_seconds)
         self._bodies = Bodies(resources.pool, resources.keys, self._delivery.body_cache_bytes)
-        self._handshaker = Handshaker(resources.engine, self._client, self._delivery.origin)
+        self._handshaker = Handshaker(
+            resources.engine, self._client, self._delivery.origin, settings.handshake, settings.api.public_url
+        )
         self.office = DirectoryOffice(
             resources.engine,
             resources.keys,

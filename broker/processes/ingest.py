@@ -17,7 +17,9 @@ from broker.processes.workers import Readiness, run_workers, stop_on_signals
 from broker.settings import Settings
 from broker.storage import acceptance, installation, leases
 from broker.storage.leases import QUEUE_LEASE
-from broker.telemetry import log
+from broker.telemetry import QUEUE_MESSAGES, UNROUTED, WORKER_ERRORS, log
+
+_COUNT_EVERY = 5.0
 
 
 class Consumers:
@@ -114,11 +116,30 @@ async def run(settings: Settings) -> None:
                 "consumers": consumers.watch,
                 "waker": waker.run,
                 "site": site.run,
+                "queues": lambda: _count_queues(settings, leasing),
                 "announce": announce,
             },
             stop=stop,
             drain=drain,
         )
+
+
+async def _count_queues(settings: Settings, leasing: Leasing) -> None:
+    """Tell every few seconds how many messages wait in the queues of this process, and in that of the unrouted."""
+    while True:
+        try:
+            connection = await amqp.connect(settings.amqp, "bode queue figures")
+            async with connection, connection.channel() as channel:
+                while True:
+                    for number in list(leasing.epochs):
+                        name = amqp.queue_name(number)
+                        QUEUE_MESSAGES.labels(name).set(await amqp.count_messages(channel, name))
+                    UNROUTED.set(await amqp.count_messages(channel, amqp.UNROUTED))
+                    await asyncio.sleep(_COUNT_EVERY)
+        except BROKER_TROUBLE as error:
+            WORKER_ERRORS.labels("queues").inc()
+            log().warning("queues-not-counted", error=type(error).__name__)
+        await asyncio.sleep(_COUNT_EVERY)
 
 
 async def _declare(settings: Settings, queues: int) -> None:
@@ -127,8 +148,8 @@ async def _declare(settings: Settings, queues: int) -> None:
     while True:
         try:
             connection = await amqp.connect(settings.amqp, "bode topology")
-            async with connection, connection.channel() as channel:
-                await amqp.declare(channel, queues)
+            async with connection:
+                await amqp.declare(connection, queues)
             return
         except BROKER_TROUBLE as error:
             log().warning("rabbitmq-not-ready", error=type(error).__name__)

@@ -1,6 +1,7 @@
 """Event bodies at rest: sealed, and bound to their event, so that none can be put in the place of another."""
 
 from typing import Final
+from uuid import UUID
 
 from subscriptions.secrets import KeyRing
 
@@ -19,3 +20,8 @@ def open_body(keys: KeyRing, event_key: int, sealed: bytes) -> bytes:
         SealError: when the bytes were changed, belong to another event, or their key is not in the ring.
     """
     return keys.open(sealed, _PURPOSE + event_key.to_bytes(8, "big"))
+
+
+def excerpt_purpose(subscription_id: UUID) -> bytes:
+    """What the sealed first bytes of a sink's answers are bound to."""
+    return b"answer excerpt " + subscription_id.bytes

@@ -230,7 +230,7 @@ class _Run:
         settings = AmqpSettings(url=SecretStr(self._rabbit.url()))
         connection = await amqp.connect(settings, "bode bench")
         async with connection, connection.channel(publisher_confirms=True) as channel:
-            await amqp.declare(channel, settings.queues)
+            await amqp.declare(connection, settings.queues)
             exchange = await channel.get_exchange(amqp.EXCHANGE, ensure=False)
             events = _events(self._workload, source)
             for start in range(0, len(events), 500):

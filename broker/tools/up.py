@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +25,13 @@ from rich.console import Console
 from broker.migrations import migrate
 from broker.tools import demo
 from broker.tools.identities import REGISTRIES, Identities, prepare
+from broker.tools.local.accounts import NoAccount
 from broker.tools.local.children import Change, ChildFailed, Children, Command
 from broker.tools.local.definitions import Registry
 from broker.tools.local.locks import FolderInUse, locked
 from broker.tools.local.postgres import Postgres
 from broker.tools.local.rabbitmq import NotInstalled, RabbitMQ, find_installed
-from broker.tools.local.server import ServerFailed
+from broker.tools.local.server import Server, ServerFailed
 from subscriptions.database import DatabaseSettings, create_engine
 from subscriptions.secrets import generate_encryption_key
 
@@ -68,7 +69,7 @@ async def up(*, data_dir: Path, port: int | None, with_demo: bool, demo_rate: fl
             await _Installation(data_dir, port, with_demo, demo_rate, console).run(stop)
     except FolderInUse as error:
         raise CannotStart(f"{error}: stop it first, or give another --data-dir") from error
-    except (ServerFailed, ChildFailed) as error:
+    except (ServerFailed, ChildFailed, NoAccount) as error:
         raise CannotStart(str(error)) from error
 
 
@@ -146,6 +147,7 @@ class _Installation:
                     registries = [Registry(name, f"nl.{name}.") for name in REGISTRIES] if self._with_demo else []
                     rabbitmq = RabbitMQ(self._data_dir / "rabbitmq", registries, installation=found)
                     group.create_task(stack.enter_async_context(rabbitmq))
+        self._keep([server for server in (postgres, rabbitmq) if server is not None], stack)
         if rabbitmq is not None:
             services.amqp_url = rabbitmq.url()
             services.told.insert(0, f"✔ RabbitMQ {rabbitmq.version} (private)")
@@ -159,6 +161,23 @@ class _Installation:
         else:
             services.told.insert(0, "✔ PostgreSQL (BODE_DATABASE_URL)")
         return services
+
+    def _keep(self, servers: Sequence[Server], stack: AsyncExitStack) -> None:
+        """Restart servers that die, until the stack is left."""
+        keeping = [asyncio.ensure_future(server.run(self._server_changed)) for server in servers]
+
+        async def let_go() -> None:
+            for task in keeping:
+                task.cancel()
+            await asyncio.gather(*keeping, return_exceptions=True)
+
+        stack.push_async_callback(let_go)
+
+    def _server_changed(self, name: str, code: int | None) -> None:
+        if code is None:
+            self._console.print(f"✔ {name} is back")
+        else:
+            self._console.print(f"✖ {name} died (exit code {code}); it is started again")
 
     def _environment(self, services: Services) -> dict[str, str]:
         environment = {**os.environ, "BODE_DATABASE_URL": services.database_url, "PYTHONUNBUFFERED": "1"}
