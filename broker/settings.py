@@ -15,6 +15,7 @@ from broker.delivery.settings import DeliverySettings, FenceSettings
 from broker.ingest.amqp import AmqpSettings
 from broker.ingest.consumer import IngestSettings
 from subscriptions.callers import ApiSettings
+from subscriptions.consent import HandshakeSettings
 from subscriptions.database import DatabaseSettings
 from subscriptions.secrets import SecretsSettings
 
@@ -73,6 +74,7 @@ class Settings(BaseSettings):
     fence: FenceSettings = FenceSettings()
     secrets: SecretsSettings
     api: ApiSettings = ApiSettings()
+    handshake: HandshakeSettings = HandshakeSettings()
     serve: ServeSettings = ServeSettings()
     log: LogSettings = LogSettings()
 

@@ -5,7 +5,7 @@ The last callables reach into tables that belong to the broker, which this packa
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias, cast
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -14,6 +14,7 @@ from starlette.requests import Request
 from schemas.resources import Health
 from subscriptions.callers import ApiSettings, Caller, Callers
 from subscriptions.change_log import Settled, changing
+from subscriptions.consent import HandshakeSettings
 from subscriptions.grants import CancelUngranted
 from subscriptions.life_cycle import CancelSubscription
 from subscriptions.secrets import KeyRing
@@ -38,6 +39,7 @@ class Context:
     cancel_ungranted: CancelUngranted
     cancel_subscription: CancelSubscription
     settled: Settled
+    handshakes: HandshakeSettings = field(default_factory=HandshakeSettings)
 
     def changing(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """Opens a transaction of `change_log.changing` that is in force everywhere when the block has been left."""

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
-from sqlalchemy import case, func, or_, select, update
+from sqlalchemy import ColumnElement, case, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.problems import Conflict, NotFound
@@ -21,93 +21,170 @@ from subscriptions.tables import Status, subscriptions
 NO_GRANT: Final = "no-grant: no registry has granted anything that this subscription asks for"
 SINK_CHANGED: Final = "sink-changed: waits for the new sink's consent"
 HANDSHAKE_FAILED: Final = "handshake-failed"
+RENEWAL_REFUSED: Final = "renewal-refused"
+CONSENT_WITHDRAWN: Final = "consent-withdrawn"
 
 CancelSubscription: TypeAlias = Callable[[AsyncConnection, int], Awaitable[None]]
 """Cancels (reason `subscription-ended`), in the given transaction, what is pending: `(connection, key)`."""
 
 
 class Validation(NamedTuple):
-    """A handshake that is due: whether the sink consents to notifications."""
+    """A handshake that is due: whether the sink consents, or still does, to notifications."""
 
     key: int
     id: UUID
     sink: str
-    created_at: datetime
+    claimed_until: datetime
+    refused_since: datetime | None
+    consented: bool
+    """It consented before: this is a renewal."""
+    by_callback: bool
+    """It did so by callback."""
 
 
-async def claim_validations(connection: AsyncConnection, limit: int, lease: timedelta) -> list[Validation]:
-    """Claims handshakes that are due, for `lease`: after that, whoever asks gets them again."""
+async def claim_validations(
+    connection: AsyncConnection, limit: int, lease: timedelta, *, fresh_only: bool = False
+) -> list[Validation]:
+    """Claims handshakes that are due, for `lease`: after that, whoever asks gets them again.
+
+    Sinks that were not asked before come first, so that those which never answer don't hold up a new subscription;
+    `fresh_only` leaves the others for later.
+    """
+    fresh = subscriptions.c.validated_at.is_(None) & subscriptions.c.refused_since.is_(None)
     due = (
         select(subscriptions.c.id)
-        .where(subscriptions.c.validate_at <= func.now())
-        .order_by(subscriptions.c.validate_at)
+        .where(subscriptions.c.validate_at <= func.now(), *([fresh] if fresh_only else []))
+        .order_by(fresh.desc(), subscriptions.c.validate_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
+        .cte("due")
     )
     claimed = await connection.execute(
         update(subscriptions)
-        .where(subscriptions.c.id.in_(due.scalar_subquery()))
+        .where(subscriptions.c.id == due.c.id)
         .values(validate_at=func.now() + lease)
-        .returning(subscriptions.c.key, subscriptions.c.id, subscriptions.c.sink, subscriptions.c.created_at)
+        .returning(
+            subscriptions.c.key,
+            subscriptions.c.id,
+            subscriptions.c.sink,
+            subscriptions.c.validate_at,
+            subscriptions.c.refused_since,
+            subscriptions.c.validated_at.is_not(None),
+            subscriptions.c.consented_by_callback,
+        )
     )
-    return [Validation(row.key, row.id, row.sink, row.created_at) for row in claimed]
+    return [Validation(*row) for row in claimed]
 
 
 async def activate(
-    connection: AsyncConnection, subscription_id: UUID, *, sink: str, allowed_rate: int | None = None
+    connection: AsyncConnection,
+    subscription_id: UUID,
+    *,
+    sink: str,
+    allowed_rate: int | None = None,
+    renew_at: datetime | None = None,
+    by_callback: bool = False,
 ) -> bool:
     """Records a sink's consent: a subscription that waited for it is active (one that is paused stays so).
 
-    Returns whether it applied: not when the sink was changed, or the subscription ended, during the handshake.
+    `renew_at` is when to ask again. A renewal that says nothing new raises no version. Returns whether it applied:
+    not when the sink was changed, or the subscription ended, during the handshake.
     """
-    values = {
+    values: dict[str, Any] = {
+        "validate_at": renew_at,
+        "validated_at": func.now(),
+        "refused_since": None,
+        "consented_by_callback": by_callback,
+    }
+    renewed = await connection.execute(
+        update(subscriptions)
+        .where(
+            *_asked(subscription_id, sink),
+            subscriptions.c.validated_at.is_not(None),
+            subscriptions.c.status_reason.is_(None),
+            subscriptions.c.allowed_rate.is_not_distinct_from(allowed_rate),
+        )
+        .values(**values)
+    )
+    if renewed.rowcount:
+        return True
+    values |= {
         "status": case((subscriptions.c.status == Status.PAUSED, Status.PAUSED.value), else_=Status.ACTIVE.value),
         "status_reason": None,
-        "validate_at": None,
-        "validated_at": func.now(),
         "allowed_rate": allowed_rate,
     }
-    return await _settle_validation(connection, subscription_id, sink, values)
+    return await _change(connection, subscription_id, values, *_asked(subscription_id, sink))
 
 
 async def handshake_failed(
-    connection: AsyncConnection, subscription_id: UUID, *, sink: str, reason: str, retry_at: datetime | None
+    connection: AsyncConnection,
+    subscription_id: UUID,
+    *,
+    sink: str,
+    reason: str,
+    retry_at: datetime | None,
+    claimed_until: datetime | None = None,
 ) -> bool:
     """Records that a sink did not consent, and when to ask again; `None` is the last word.
 
-    After the last word a new subscription is refused, and one whose sink was changed stays as it is; either can be
-    tried again by resuming it or by changing its sink. Returns whether it applied, as `activate` does.
+    After the last word a new subscription is refused, one whose sink was changed stays as it is, and one whose sink
+    had consented before is disabled (a paused one stays paused); each can be tried again by resuming it or by
+    changing its sink. `claimed_until` names the claim under which it was asked: a sink that consented by callback
+    meanwhile has not failed. Returns whether it applied, as `activate` does.
     """
-    values: dict[str, Any] = {"status_reason": f"{HANDSHAKE_FAILED}: {reason}", "validate_at": retry_at}
+    renewal = subscriptions.c.validated_at.is_not(None)
+    values: dict[str, Any] = {
+        "status_reason": case(
+            (renewal, f"{CONSENT_WITHDRAWN if retry_at is None else RENEWAL_REFUSED}: {reason}"),
+            else_=f"{HANDSHAKE_FAILED}: {reason}",
+        ),
+        "validate_at": retry_at,
+        "refused_since": func.coalesce(subscriptions.c.refused_since, func.now()),
+    }
     if retry_at is None:
-        values["status"] = case(
-            (subscriptions.c.status == Status.VALIDATING, Status.REFUSED.value), else_=subscriptions.c.status
-        )
-    return await _settle_validation(connection, subscription_id, sink, values)
+        values |= {
+            "status": case(
+                (subscriptions.c.status == Status.VALIDATING, Status.REFUSED.value),
+                (subscriptions.c.status == Status.ACTIVE, Status.DISABLED.value),
+                else_=subscriptions.c.status,
+            ),
+            "validated_at": None,
+            "refused_since": None,
+        }
+    return await _change(connection, subscription_id, values, *_asked(subscription_id, sink, claimed_until))
 
 
-async def _settle_validation(
-    connection: AsyncConnection, subscription_id: UUID, sink: str, values: dict[str, Any]
-) -> bool:
-    return await _change(
-        connection,
-        subscription_id,
-        values,
-        subscriptions.c.sink == sink,
-        subscriptions.c.validate_at.is_not(None),
-        subscriptions.c.status.in_((Status.VALIDATING, Status.DISABLED, Status.PAUSED)),
+async def ask_later(
+    connection: AsyncConnection, subscription_id: UUID, *, sink: str, at: datetime, claimed_until: datetime
+) -> None:
+    """Puts off a renewal that came to nothing: no answer, or none that says anything. Consent stays as it was."""
+    await connection.execute(
+        update(subscriptions).where(*_asked(subscription_id, sink, claimed_until)).values(validate_at=at)
     )
 
 
+def _asked(subscription_id: UUID, sink: str, claimed_until: datetime | None = None) -> list[ColumnElement[bool]]:
+    # The subscription, as long as the handshake that it had is still the one that counts.
+    conditions = [
+        subscriptions.c.id == subscription_id,
+        subscriptions.c.sink == sink,
+        subscriptions.c.validate_at.is_not(None),
+        subscriptions.c.status.in_((Status.VALIDATING, Status.ACTIVE, Status.DISABLED, Status.PAUSED)),
+    ]
+    if claimed_until is not None:
+        conditions.append(subscriptions.c.validate_at == claimed_until)
+    return conditions
+
+
 async def disable(connection: AsyncConnection, subscription_id: UUID, reason: str) -> bool:
-    """Stops sending because of what the sink did (410); what matches is numbered and kept.
+    """Stops sending, and asking for consent, because of what the sink did (410); what matches is numbered and kept.
 
     Returns whether it applied: not when it was disabled already, or never active.
     """
     return await _change(
         connection,
         subscription_id,
-        {"status": Status.DISABLED, "status_reason": reason},
+        {"status": Status.DISABLED, "status_reason": reason, "validate_at": None},
         subscriptions.c.status.in_((Status.ACTIVE, Status.PAUSED)),
     )
 
@@ -125,7 +202,7 @@ async def pause(connection: AsyncConnection, subscription_id: UUID) -> None:
 
 
 async def resume(connection: AsyncConnection, subscription_id: UUID) -> None:
-    """Sends again; first asks for the sink's consent when that is missing.
+    """Sends again; first asks for the sink's consent when that is missing, and meanwhile when it was disabled.
 
     Raises:
         Conflict: it waits for a grant or for its first handshake, or a registry refused it.
@@ -138,7 +215,10 @@ async def resume(connection: AsyncConnection, subscription_id: UUID) -> None:
             else_=Status.DISABLED.value,
         ),
         "status_reason": case((consented, None), else_=SINK_CHANGED),
-        "validate_at": case((consented, None), else_=func.now()),
+        "validate_at": case(
+            (consented & (subscriptions.c.status != Status.DISABLED), subscriptions.c.validate_at), else_=func.now()
+        ),
+        "refused_since": None,
     }
     can_resume = or_(
         subscriptions.c.status.in_((Status.ACTIVE, Status.PAUSED, Status.DISABLED)),
@@ -174,7 +254,12 @@ async def end(
 
 def after_sink_change(row: AnyRow) -> dict[str, Any]:
     """Returns the columns that follow from a new sink: consent, pace and handshake belong to the old one."""
-    values: dict[str, Any] = {"validated_at": None, "allowed_rate": None}
+    values: dict[str, Any] = {
+        "validated_at": None,
+        "refused_since": None,
+        "consented_by_callback": False,
+        "allowed_rate": None,
+    }
     match Status(row.status):
         case Status.REQUESTED | Status.ENDED:
             pass

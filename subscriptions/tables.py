@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -145,6 +146,14 @@ subscriptions = Table(
     Column("allowed_rate", Integer, comment="Notifications a minute that the sink allows; empty: any"),
     _moment("validate_at", comment="When the handshake with the sink is due; empty: none is"),
     _moment("validated_at", comment="When this sink consented; empty: it has not"),
+    _moment("refused_since", comment="Since when its handshakes fail; empty: the last one did not"),
+    Column(
+        "consented_by_callback",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="The sink calls back instead of answering the handshake, so its silence there says nothing",
+    ),
     Column("version", BigInteger, nullable=False, server_default=text("1"), comment="Raised by each change"),
     _now("created_at"),
     _now("updated_at"),
@@ -158,4 +167,17 @@ subscriptions = Table(
     Index(None, "organisation_id", "key"),
     Index("ix_subscriptions_validate_at", "validate_at", postgresql_where=text("validate_at IS NOT NULL")),
     Index("ix_subscriptions_requested", "organisation_id", postgresql_where=text("status = 'requested'")),
+)
+
+handshake_tokens = Table(
+    "handshake_tokens",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True, comment="SHA-256 of the token, which itself is not kept"),
+    Column("subscription_id", Uuid, ForeignKey("subscriptions.id"), nullable=False),
+    Column("sink", Text, nullable=False, comment="The sink that was asked; consent counts for no other"),
+    _moment("expires_at", required=True),
+    CheckConstraint("octet_length(digest) = 32", name="digest_length"),
+    Index(None, "subscription_id"),
+    Index(None, "expires_at"),
+    comment="Callbacks by which a sink can consent; all of a subscription go when one is used",
 )

@@ -22,6 +22,7 @@ from schemas.resources.registries import (
     OrganisationPatch,
 )
 from schemas.resources.subscriptions import (
+    HandshakeConsent,
     Health,
     HttpSettings,
     Ordering,
@@ -47,6 +48,7 @@ __all__ = [
     "Grant",
     "GrantBody",
     "GrantPage",
+    "HandshakeConsent",
     "Health",
     "HttpSettings",
     "Key",

@@ -277,6 +277,13 @@ class SubscriptionCreated(Subscription):
     )
 
 
+class HandshakeConsent(Answer):
+    """What a sink is told that consented by callback; it has no key, so it is told no more."""
+
+    status: Status = Field(description="The status of the subscription now: `active`, or `paused` by its provider.")
+    allowed_rate: int | None = Field(description="Notifications a minute that are allowed; null: any number.")
+
+
 class SecretRotation(Resource):
     """How a secret is replaced."""
 

@@ -6,13 +6,13 @@ from subscriptions.context import API_PREFIX, Context
 from subscriptions.edge import Edge, handle_problems
 from subscriptions.http import Route
 from subscriptions.openapi import describe
-from subscriptions.routes import domains, grants, keys, organisations, subscriptions
+from subscriptions.routes import domains, grants, handshakes, keys, organisations, subscriptions
 
 
 def build_router() -> APIRouter:
     """Makes the router of everything that people manage, under the API's prefix."""
     router = APIRouter(prefix=API_PREFIX, route_class=Route, redirect_slashes=False)
-    for part in (subscriptions, grants, domains, organisations, keys):
+    for part in (subscriptions, grants, domains, organisations, keys, handshakes):
         router.include_router(part.router)
     return router
 

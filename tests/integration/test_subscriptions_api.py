@@ -258,7 +258,7 @@ async def test_the_document_is_open_and_names_every_route(bode: World) -> None:
     assert document["servers"] == [{"url": "/v1"}]
     for path, item in document["paths"].items():
         for method, operation in item.items():
-            assert operation["security"], (method, path)
+            assert bool(operation["security"]) is not path.startswith("/handshakes/"), (method, path)
             assert "422" not in operation["responses"]
             for status, response in operation["responses"].items():
                 assert "API-Version" in response["headers"]
