@@ -216,8 +216,8 @@ class Acceptor:
             self._fingerprints.message(message.publisher or "", message.raw),
             organisation.id if organisation else None,
             rejected.code,
-            rejected.detail,
-            rejected.attribute,
+            _storable(rejected.detail),
+            None if rejected.attribute is None else _storable(rejected.attribute),
             event.source if event else None,
             event.id if event else None,
             event.type if event else None,
@@ -233,6 +233,11 @@ def _lane_for(ordering: Ordering, lane: int | None) -> int | None:
             return 0
         case Ordering.NONE:
             return None
+
+
+def _storable(words: str) -> str:
+    """What PostgreSQL can keep as text: a name with a NUL in it would else make its message poison."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in words)
 
 
 def _count(results: Sequence[Result], accepted: dict[int, _Candidate]) -> None:

@@ -4,6 +4,7 @@ Order inside the transaction, which every ingest process keeps, so that none wai
 gate (shared) → event ids in digest order → numbers in subscription order → the rest.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -39,10 +40,10 @@ RETURNING subscription, last_sequence
 """Promise 5: contiguous numbers, taken under row locks in id order and held to commit; never a sequence."""
 
 _REJECT = """
-INSERT INTO rejections (digest, organisation_id, code, detail, attribute, source, event_id, event_type, bytes)
+INSERT INTO rejections (digest, organisation_id, code, detail, attribute, source, event_id, event_type, bytes, times)
 SELECT * FROM unnest($1::bytea[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-                     $9::int[]) AS new ORDER BY 1
-ON CONFLICT (digest) DO UPDATE SET times = rejections.times + 1, rejected_at = now()
+                     $9::int[], $10::int[]) AS new ORDER BY 1
+ON CONFLICT (digest) DO UPDATE SET times = rejections.times + excluded.times, rejected_at = now()
 """
 """One row for one message: a redelivery after a crash counts, and doesn't pile up."""
 
@@ -104,15 +105,19 @@ async def take_numbers(connection: asyncpg.Connection, amounts: dict[int, int]) 
 
 
 async def reject(connection: asyncpg.Connection, rejections: Sequence[Rejection]) -> None:
-    """Write rejections; each message once."""
+    """Write rejections; each message once, with how often it came."""
+    times = Counter(rejection.digest for rejection in rejections)
     unique = {rejection.digest: rejection for rejection in rejections}.values()
     columns = zip(
         *(
-            (r.digest, r.organisation_id, r.code, r.detail, r.attribute, r.source, r.event_id, r.event_type, r.bytes)
+            (
+                r.digest, r.organisation_id, r.code, r.detail, r.attribute, r.source, r.event_id, r.event_type, r.bytes,
+                times[r.digest],
+            )
             for r in unique
         ),
         strict=True,
-    )
+    )  # fmt: skip
     await connection.execute(_REJECT, *map(list, columns))
 
 

@@ -187,13 +187,13 @@ def fresh_domain() -> str:
 def database(postgres_url: str) -> Iterator[str]:
     """Makes a database with the declared schema, and drops it afterwards."""
     name = f"bode_test_{uuid4().hex[:12]}"
-    asyncio.run(_administer(postgres_url, f"CREATE DATABASE {name}"))
-    url = _sibling(postgres_url, name)
+    asyncio.run(administer(postgres_url, f"CREATE DATABASE {name}"))
+    url = sibling(postgres_url, name)
     try:
         asyncio.run(_create_schema(url))
         yield url
     finally:
-        asyncio.run(_administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)"))
+        asyncio.run(administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 @asynccontextmanager
@@ -206,12 +206,12 @@ async def world(url: str, **settings: Any) -> AsyncIterator[World]:
         await engine.dispose()
 
 
-def _sibling(url: str, name: str) -> str:
+def sibling(url: str, name: str) -> str:
     base, question, query = url.partition("?")
     return base.rpartition("/")[0] + "/" + name + question + query
 
 
-async def _administer(url: str, statement: str) -> None:
+async def administer(url: str, statement: str) -> None:
     connection = await asyncpg.connect(url)
     try:
         await connection.execute(statement)
