@@ -23,6 +23,7 @@ from pydantic import SecretStr
 from rich.console import Console
 
 from broker.migrations import migrate
+from broker.telemetry import log
 from broker.tools import demo
 from broker.tools.identities import REGISTRIES, Identities, prepare
 from broker.tools.local.accounts import NoAccount
@@ -102,7 +103,8 @@ class _Installation:
                 services, identities = starting.result()
                 self._console.print(f"{'   '.join(services.told)}   ready in {time.monotonic() - started:.0f} s")
                 self._console.print(
-                    f"API {self._base['api']}   (in another terminal: source {shlex.quote(str(self._env_file))})"
+                    f"API {self._base['api']}   (in another terminal: source {shlex.quote(str(self._env_file))})",
+                    soft_wrap=True,
                 )
                 await self._work(stop, services, identities)
             finally:
@@ -281,7 +283,7 @@ class _Installation:
     def _write_env(self, services: Services, identities: Identities | None) -> None:
         values = {
             "BODE_DATA_DIR": str(self._data_dir),
-            "BODE_API": self._base["api"],
+            "BODE_URL": self._base["api"],
             "BODE_DATABASE_URL": services.database_url,
             "BODE_SECRETS_KEYS": os.environ.get("BODE_SECRETS_KEYS") or json.dumps([self._secrets_key()]),
         }
@@ -300,15 +302,20 @@ class _Installation:
             await stop.wait()
             return
         async with _until(stop):
-            await demo.run(
-                identities,
-                api_url=self._base["api"],
-                registry_amqp=services.registry_amqp,
-                rate=self._demo_rate,
-                data_dir=self._data_dir,
-                console=self._console,
-                receiver_ready=self._receiver_ready,
-            )
+            try:
+                await demo.run(
+                    identities,
+                    api_url=self._base["api"],
+                    registry_amqp=services.registry_amqp,
+                    rate=self._demo_rate,
+                    data_dir=self._data_dir,
+                    console=self._console,
+                    receiver_ready=self._receiver_ready,
+                )
+            except Exception as error:  # the demo is a guest: what is wrong with it must not end the installation
+                log().error("demo-failed", exc_info=error)
+                self._console.print(f"✖ the demo ended: {type(error).__name__}; everything else goes on")
+                await stop.wait()
 
     def _receiver_ready(self, url: str) -> None:
         self._base["receiver"] = url
