@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter, FastAPI
 from starlette.routing import Route
 
-from broker.api import events, outcomes
+from broker.api import events, outcomes, reconciliation, traces
 from broker.api.context import BrokerContext
 from subscriptions.context import API_PREFIX, Context
 from subscriptions.routes import install
@@ -31,6 +31,8 @@ def create_app(context: Context, broker_context: BrokerContext, status_pages: Se
     router = APIRouter(prefix=API_PREFIX, redirect_slashes=False)
     router.include_router(events.router)
     router.include_router(outcomes.router)
+    router.include_router(reconciliation.router)
+    router.include_router(traces.router)
     app.include_router(router)
     install(app, context)
     app.router.routes.extend(status_pages)

@@ -28,7 +28,7 @@ async def list_rejections(caller: ByCaller, context: InContext, paging: Pages) -
     async with context.engine.connect() as connection:
         page = await paging.read(connection, people.rejections_of(organisation_id), people.REJECTIONS_ORDER)
     return Page[Rejection](
-        count=page.count, next=page.next, previous=page.previous, results=[_rejection(row) for row in page.rows]
+        count=page.count, next=page.next, previous=page.previous, results=[rejection_of(row) for row in page.rows]
     )
 
 
@@ -43,7 +43,8 @@ async def list_dead_letters(caller: ByCaller, context: InContext, paging: Pages)
     )
 
 
-def _rejection(row: Row[Any]) -> Rejection:
+def rejection_of(row: Row[Any]) -> Rejection:
+    """A rejection as the API says it."""
     return Rejection(
         id=row.id,
         rejected_at=row.rejected_at,
