@@ -1,4 +1,6 @@
 import ast
+import importlib
+import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +17,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from broker import telemetry
-from broker.api import events, outcomes
+from broker import api, telemetry
 from broker.cli import app
 from broker.delivery.outcomes import Reason
 from broker.delivery.retries import DEFAULT
@@ -182,7 +183,10 @@ def test_the_retry_schedule_is_the_one_in_the_code() -> None:
 
 def test_every_operation_of_the_api_is_listed() -> None:
     application = FastAPI()
-    for router in (events.router, outcomes.router, build_router()):
+    modules = [importlib.import_module(found.name) for found in pkgutil.iter_modules(api.__path__, "broker.api.")]
+    routers = [module.router for module in modules if hasattr(module, "router")]
+    assert routers
+    for router in (*routers, build_router()):
         application.include_router(router)
     declared = {
         f"{method.upper()} {path.removeprefix('/v1')}"
