@@ -69,13 +69,13 @@ class Leasing:
     async def run(self) -> None:
         """Keep the share until cancelled; an unreachable database costs leases, never the worker."""
         while True:
+            self._nudged.clear()  # before the turn: who nudges during it has something that it may not have told
             try:
                 async with asyncio.timeout(self._span.total_seconds()):
                     await self.turn()
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
                 WORKER_ERRORS.labels(f"{self._kind}-leases").inc()
                 log().warning("lease-renewal-failed", kind=self._kind, error=type(error).__name__)
-            self._nudged.clear()
             try:
                 async with asyncio.timeout(self._span.total_seconds() / 4):
                     await self._nudged.wait()
