@@ -2,6 +2,7 @@
 """A receiver of Bode's notifications, to copy and make your own. Python 3.11, standard library only.
 
     python receiver.py --secret whsec_… [--port 8080] [--database notifications.db]
+    python receiver.py --reconcile https://…/v1/subscriptions/<id> --key bode_… [--database notifications.db]
 
 What every receiver needs to do, and where it is done here:
 
@@ -10,6 +11,7 @@ What every receiver needs to do, and where it is done here:
 3. Store once:  a notification can come twice; its number tells. Store it, then answer.    -> Store.add
 4. Answer soon: 204 after the commit, within ten seconds; do the work afterwards.          -> do_POST
 5. Look:        numbers run from 1 without gaps, so what is missing can be seen.           -> Store.missing
+6. Prove:       now and then compare digests of what is stored with those of Bode.         -> reconcile
 
 The order in which notifications of one subject arrive is the order in which they happened. Those of different subjects
 overtake each other, so a gap that closes by itself within seconds is normal.
@@ -25,6 +27,7 @@ import os
 import sqlite3
 import threading
 import time
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 TOLERANCE_SECONDS = 5 * 60
@@ -86,6 +89,44 @@ class Store:
                 " AS previous FROM notifications WHERE subscription = ?) WHERE sequence > previous + 1",
                 (subscription,),
             ).fetchall()
+
+    def between(self, subscription, first, last):
+        """The events of a range by number."""
+        with self._lock:
+            rows = self._database.execute(
+                "SELECT sequence, event FROM notifications WHERE subscription = ? AND sequence BETWEEN ? AND ?",
+                (subscription, first, last),
+            )
+            return {sequence: json.loads(event) for sequence, event in rows}
+
+
+def digest(events):
+    """The digest of a block, from the notifications by number, as Bode defines it."""
+    hasher = hashlib.sha256()
+    for number in sorted(events):
+        mark = hashlib.sha256(f"{events[number]['source']}\n{events[number]['id']}".encode()).hexdigest()
+        hasher.update(f"{number} {mark}\n".encode())
+    return hasher.hexdigest()
+
+
+def reconcile(store, url, key):
+    """Compare what is stored with what Bode delivered: the last number, what is wrong, and what need not be here."""
+    wrong, not_delivered, answer = [], [], {"next": f"{url}/reconciliation?from=1"}
+    while answer["next"]:
+        request = urllib.request.Request(answer["next"], headers={"Authorization": f"Bearer {key}"})
+        with urllib.request.urlopen(request, timeout=60) as response:
+            answer = json.load(response)
+        not_delivered += answer["tombstones"]
+        elsewhere = {n for stone in answer["tombstones"] for n in range(stone["from"], stone["to"] + 1)}
+        for block in answer["blocks"]:
+            stored = store.between(answer["subscription"], block["from"], block["to"])
+            delivered = set(range(block["from"], block["to"] + 1)) - elsewhere
+            missing = sorted(delivered - stored.keys())
+            if missing:
+                wrong.append(f"missing: {', '.join(map(str, missing))}")
+            elif digest({n: stored[n] for n in delivered}) != block["digest"]:
+                wrong.append(f"not what was sent: something from {block['from']} to {block['to']}")
+    return answer["lastSequence"], wrong, not_delivered
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -155,7 +196,15 @@ def main():
     parser.add_argument("--host", default="127.0.0.1", help="put a proxy that does TLS before it")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--origin", help="the only WebHook-Request-Origin to consent to")
+    parser.add_argument("--reconcile", metavar="URL", help="compare what is stored with this subscription, and end")
+    parser.add_argument("--key", default=os.environ.get("RECEIVER_KEY"), help="API key for it; or in RECEIVER_KEY")
     given = parser.parse_args()
+    if given.reconcile:
+        last, wrong, not_delivered = reconcile(Store(given.database), given.reconcile, given.key)
+        for stone in not_delivered:
+            print(f"{stone['from']}-{stone['to']}: {stone['state']} {stone['reason'] or ''}".rstrip())
+        print("\n".join(wrong) or f"complete: 1-{last}")
+        raise SystemExit(1 if wrong else 0)
     secrets = given.secret or os.environ.get("RECEIVER_SECRET", "").split()
     if not secrets:
         parser.error("give --secret or set RECEIVER_SECRET")

@@ -116,7 +116,7 @@ async def _receive(access: Access, wish: Wish, folder: Folder, receiver: Receive
             except CallFailed as error:
                 column.trouble = str(error)
                 await asyncio.sleep(_AGAIN_SECONDS)
-        with own.ledger:
+        with own.marks, own.ledger:
             column.ledger = own.ledger
             while True:
                 try:

@@ -20,6 +20,7 @@ from broker.processes.workers import stop_on_signals
 from broker.tools.client import Api, CallFailed
 from broker.tools.listen_ledger import Ledger
 from broker.tools.listen_receiver import Behaviour, Inbox, Receiver
+from broker.tools.listen_reconcile import Reconciler
 from broker.tools.listen_report import Health, Reporter, Tell
 from broker.tools.listen_subscription import Folder, OwnSubscription, Wish
 from broker.tools.local.locks import FolderInUse
@@ -153,6 +154,8 @@ async def _listen_to_own(
     sink = receiver.url + _PATH
     own = await OwnSubscription.take_up(api, folder, wish, inbox, sink=sink, port=receiver.port)
 
+    reconciler = Reconciler(api, own.id, own.marks)
+
     async def ask() -> Health:
         health: Health = (await own.read())["health"]
         return health
@@ -160,10 +163,13 @@ async def _listen_to_own(
     async def work() -> None:
         await until_active(own, inbox, tell)
         tell(f"listening on {sink} for subscription {own.id}; stop with Ctrl-C")
-        await reporter.run(own.ledger, ask)
+        await reporter.run(own.ledger, ask, reconciler.run)
 
-    with own.ledger:
+    with own.marks, own.ledger:
         await _until(stop, work())
+        with suppress(CallFailed, TimeoutError):
+            async with asyncio.timeout(_GOODBYE_SECONDS):
+                tell(await reconciler.run() or "nothing was sent yet")
         await _say_goodbye(own, folder, end, tell)
 
 

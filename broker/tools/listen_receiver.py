@@ -22,6 +22,7 @@ from aiohttp import web
 
 from broker.storage.tables import accepted_at
 from broker.tools.listen_ledger import Ledger
+from broker.tools.listen_reconcile import Marks
 
 TOLERANCE: Final = timedelta(minutes=5)
 """How far a signature's timestamp may be from now (Standard Webhooks, verification)."""
@@ -82,13 +83,14 @@ class Inbox:
         self._taken = taken
         self._refused = refused
         self._secret: str | None = None
+        self._marks: Marks | None = None
         self.ledger = Ledger()
         self.greeted = asyncio.Event()
         """Set by the first handshake."""
 
-    def open(self, secret: str, ledger: Ledger) -> None:
-        """From now on take what is signed with this secret, and note it in this ledger."""
-        self._secret, self.ledger = secret, ledger
+    def open(self, secret: str, ledger: Ledger, marks: Marks | None = None) -> None:
+        """From now on take what is signed with this secret, and note it in this ledger, and among the marks."""
+        self._secret, self.ledger, self._marks = secret, ledger, marks
 
     def take(self, headers: Mapping[str, str], body: bytes, behaviour: Behaviour) -> int:
         """Judge and note a notification; the status to answer."""
@@ -105,6 +107,8 @@ class Inbox:
         refusal = behaviour.refusal()
         if refusal is not None:
             return self._refuse(Fault.ON_PURPOSE, refusal, number)
+        if self._marks is not None:
+            self._marks.put(number, str(event.get("source")), str(event.get("id")))
         new = self.ledger.add(number)
         latency = _since_acceptance(headers.get("traceparent", ""), datetime.now(UTC))
         self._taken(Notification(number, kind, not new, latency, event))

@@ -51,8 +51,16 @@ class Reporter:
         mark = "·" if refusal.fault is Fault.ON_PURPOSE else "✖"
         self._tell(f"#{number}  {mark} answered {refusal.status}: {refusal.fault}")
 
-    async def run(self, ledger: Ledger, ask: Callable[[], Awaitable[Health]] | None) -> None:
-        """Tell whether anything is missing, each time that it is quiet and there is news, until cancelled."""
+    async def run(
+        self,
+        ledger: Ledger,
+        ask: Callable[[], Awaitable[Health]] | None,
+        prove: Callable[[], Awaitable[str | None]] | None = None,
+    ) -> None:
+        """Tell whether anything is missing, each time that it is quiet and there is news, until cancelled.
+
+        `prove` compares digests and gives a line; that is done once, as soon as nothing is under way any more.
+        """
         while True:
             await self._quiet()
             health = None
@@ -64,6 +72,12 @@ class Reporter:
                 self._tell(text)
                 self._said = text
             settled = not ledger.missing(None if health is None else health["lastSequence"])
+            if prove is not None and health is not None and (settled or health["pending"] == 0):
+                with suppress(CallFailed):
+                    proof = await prove()
+                    if proof is not None:
+                        self._tell(proof)
+                        prove = None
             with suppress(TimeoutError):
                 async with asyncio.timeout(None if settled else _AGAIN_SECONDS):
                     await self._arrived.wait()

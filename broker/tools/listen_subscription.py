@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 from broker.tools.client import Api, ApiProblem
 from broker.tools.listen_ledger import Ledger
 from broker.tools.listen_receiver import Inbox
+from broker.tools.listen_reconcile import Marks
 from broker.tools.local.locks import locked
 
 _PRIVATE: Final = 0o600
@@ -83,6 +84,7 @@ class Folder:
         """The subscription has ended: the next start makes another."""
         if self._state is not None:
             self.ledger_path(self._state.subscription).unlink(missing_ok=True)
+            self.marks_path(self._state.subscription).unlink(missing_ok=True)
             (self._path / "state.json").unlink(missing_ok=True)
             self._state = None
 
@@ -90,14 +92,19 @@ class Folder:
         """Where the numbers received of a subscription are kept."""
         return self._path / f"{subscription}.numbers"
 
+    def marks_path(self, subscription: str) -> Path:
+        """Where the marks of what was received of a subscription are kept."""
+        return self._path / f"{subscription}.marks"
+
 
 class OwnSubscription:
     """A subscription whose sink is on this machine."""
 
-    def __init__(self, api: Api, identity: str, ledger: Ledger) -> None:
+    def __init__(self, api: Api, identity: str, folder: Folder) -> None:
         self._api = api
         self.id = identity
-        self.ledger = ledger
+        self.ledger = Ledger(folder.ledger_path(identity))
+        self.marks = Marks(folder.marks_path(identity))
 
     @classmethod
     async def take_up(cls, api: Api, folder: Folder, wish: Wish, inbox: Inbox, *, sink: str, port: int) -> Self:
@@ -126,8 +133,8 @@ class OwnSubscription:
                 raise
             folder.forget()
             return None
-        own = cls(api, state.subscription, Ledger(folder.ledger_path(state.subscription)))
-        inbox.open(state.secret, own.ledger)
+        own = cls(api, state.subscription, folder)
+        inbox.open(state.secret, own.ledger, own.marks)
         wanted = {"sink": sink, "types": list(wish.types) or None, "filters": list(wish.filters) or None}
         changes = {name: value for name, value in wanted.items() if shown.get(name) != value}
         if changes:
@@ -146,8 +153,8 @@ class OwnSubscription:
             body["filters"] = list(wish.filters)
         made = await api.post("/subscriptions", body)
         folder.keep(made["id"], made["secret"], port)
-        own = cls(api, made["id"], Ledger(folder.ledger_path(made["id"])))
-        inbox.open(made["secret"], own.ledger)
+        own = cls(api, made["id"], folder)
+        inbox.open(made["secret"], own.ledger, own.marks)
         return own
 
     async def read(self) -> dict[str, Any]:

@@ -2,16 +2,26 @@
 
 import asyncio
 import json
-from collections.abc import Iterable
+import os
+import signal
+import socket
+import sqlite3
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from broker.tools.listen import listen
 from tests.e2e.events import event
 from tests.e2e.installation import Installation
 from tests.e2e.receiver import Received, Receiver
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "receiver.py"
 
 
 def digest(ledger: Iterable[Received], first: int, last: int, tombstones: Iterable[dict[str, Any]] = ()) -> str:
@@ -61,6 +71,76 @@ async def test_digests_through_kills_are_those_of_what_arrived(installation: Ins
     assert [(block["from"], block["to"]) for block in part["blocks"]] == [(990, 1000), (1001, 1010)]
     for block in part["blocks"]:
         assert block["digest"] == digest(receiver.at("blocks"), block["from"], block["to"], part["tombstones"])
+
+
+async def test_receiver_example_and_listener_prove_completeness(
+    installation: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = tmp_path / "notifications.db"
+    source = installation.source("brp")
+    lines: list[str] = []
+    listening = asyncio.create_task(
+        listen(data_dir=tmp_path, api_url=installation.about["api"], key=installation.key("pensioenfonds"),
+               types=["nl.brp.bewijs"], tell=lines.append)
+    )  # fmt: skip
+    await until(lambda: any("listening on" in line for line in lines))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    made, running = await start_example(installation, database, port)
+    try:
+        await installation.publish("brp", [event(source, "nl.brp.bewijs", str(number)) for number in range(40)])
+        await installation.wait_for_health("gemeente", made["id"], deliveredThrough=40)
+        await until(lambda: any(line == "✔ reconciled 1–40" for line in lines))
+    finally:
+        running.terminate()
+        await running.wait()
+    os.kill(os.getpid(), signal.SIGINT)
+    await listening
+    assert lines[-2] == "✔ reconciled 1–40"
+
+    url = f"{installation.about['api']}/subscriptions/{made['id']}"
+    command = [sys.executable, str(EXAMPLE), "--reconcile", url, "--database", str(database)]
+    monkeypatch.setenv("RECEIVER_KEY", installation.key("gemeente"))
+    assert await output_of(command) == (0, "complete: 1-40\n")
+    with closing(sqlite3.connect(database)) as opened, opened:
+        opened.execute("DELETE FROM notifications WHERE sequence IN (3, 17)")
+    assert await output_of(command) == (1, "missing: 3, 17\n")
+    with closing(sqlite3.connect(database)) as opened, opened:
+        opened.execute("INSERT INTO notifications SELECT subscription, 3, event, 0 FROM notifications WHERE sequence=4")
+        opened.execute(
+            "INSERT INTO notifications SELECT subscription, 17, event, 0 FROM notifications WHERE sequence=5"
+        )
+    assert await output_of(command) == (1, "not what was sent: something from 1 to 40\n")
+
+
+async def start_example(
+    installation: Installation, database: Path, port: int
+) -> tuple[dict[str, Any], asyncio.subprocess.Process]:
+    """A subscription with the example receiver at its sink, which is started as soon as its secret is known."""
+    status, made, _ = await installation.call(
+        "POST",
+        "/subscriptions",
+        "gemeente",
+        {"sink": f"http://127.0.0.1:{port}/", "protocol": "HTTP", "types": ["nl.brp.bewijs"]},
+    )
+    assert status == 201
+    arguments = [str(EXAMPLE), "--secret", made["secret"], "--port", str(port), "--database", str(database)]
+    running = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=asyncio.subprocess.DEVNULL)
+    await installation.wait_for_status("gemeente", made["id"], "active")
+    return made, running
+
+
+async def output_of(command: list[str]) -> tuple[int | None, str]:
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    return process.returncode, output.decode()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():
+            await asyncio.sleep(0.02)
 
 
 async def test_what_is_pending_is_named_and_holds_back_completeness(
