@@ -7,10 +7,10 @@
 Nothing is poison: whatever a message holds, it ends as one of the three, and is acknowledged after the commit.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
@@ -40,6 +40,14 @@ class Message:
     raw: bytes
     routing_key: str | None = None
     subject_header: str | None = None
+    content_type: str | None = None
+    headers: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> bytes:
+        """What makes it this message: in binary mode the attributes are beside the body, which may be the same."""
+        beside = sorted((name, repr(value)) for name, value in self.headers.items() if name.startswith("cloudEvents"))
+        return repr((self.content_type, self.routing_key, beside)).encode("utf-8", "surrogatepass") + self.raw
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +221,7 @@ class Acceptor:
         event = message.content if isinstance(message.content, Event) else None
         organisation = self._view.directory.organisation_of_user(message.publisher) if message.publisher else None
         return Rejection(
-            self._fingerprints.message(message.publisher or "", message.raw),
+            self._fingerprints.message(message.publisher or "", message.identity),
             organisation.id if organisation else None,
             rejected.code,
             _storable(rejected.detail),

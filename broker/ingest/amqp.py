@@ -145,7 +145,7 @@ def read_message(
         header = _text(headers.get(_UNDERSCORE_SUBJECT_HEADER))
         if content.subject is not None:
             UNHEADED.inc()
-    return Message(user_id, content, body, routing_key, header)
+    return Message(user_id, content, body, routing_key, header, content_type, headers)
 
 
 def _read_event(body: bytes, headers: Mapping[str, Any], content_type: str | None, max_bytes: int) -> Event:
