@@ -223,8 +223,8 @@ def _anchor(heading: str) -> str:
 def test_commands_in_the_docs_exist_with_their_options(path: Path) -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
     text = path.read_text()
-    for block in re.findall(r"^```(?:sh|console)?\n(.*?)^```", text, re.M | re.S):
-        for line in block.replace("\\\n", " ").splitlines():
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S):
+        for line in block.replace("\\\n", " ").splitlines() if language == "sh" else ():
             if found := re.match(r"(?:\$ )?(?:\S+=\S+ )*(?:\S*/)?bode ([a-z].*)", line):
                 _check_command(found[1].partition("  #")[0].split())
             elif found := re.match(r"(?:\$ )?make ([a-z]+)", line):
