@@ -7,7 +7,8 @@ from uuid import UUID, uuid4
 
 from broker.delivery.bodies import Bodies
 from broker.delivery.client import Client
-from broker.delivery.engine import DATABASE_TROUBLE, Engine
+from broker.delivery.engine import Engine
+from broker.delivery.feeder import DATABASE_TROUBLE
 from broker.delivery.fence import Fence
 from broker.delivery.handshake import Handshaker
 from broker.delivery.office import DirectoryOffice
@@ -109,8 +110,8 @@ class DeliverProcess:
             "office": self.office.run,
             "listener": self._listener.run,
             "bodies": self._bodies.run,
-            "feed": self._engine.feed,
-            "sweep": self._engine.sweep,
+            "feed": self._engine.feeder.run,
+            "sweep": self._engine.feeder.sweep,
             "sweep-asked": self._sweep_when_asked,
             "recorder": self._recorder.run,
             "handshakes": self._handshaker.run,
@@ -165,7 +166,7 @@ class DeliverProcess:
         if payload == EVERYTHING:
             self._sweep_asked.set()
         else:
-            self._engine.wake(map(int, payload.split(",")))
+            self._engine.feeder.wake(map(int, payload.split(",")))
 
     # small workers
 
@@ -174,7 +175,7 @@ class DeliverProcess:
             await self._sweep_asked.wait()
             self._sweep_asked.clear()
             try:
-                await self._engine.sweep_once()
+                await self._engine.feeder.sweep_once()
             except DATABASE_TROUBLE:
                 WORKER_ERRORS.labels("sweep").inc()
                 await asyncio.sleep(0.5)

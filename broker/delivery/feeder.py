@@ -1,0 +1,180 @@
+"""Filling run queues from the database: when told, when a queue runs low, and regularly without being told.
+
+Reads are bounded and batched: some subscriptions at once, each from its cursor on, up to its window. What a read costs
+doesn't depend on how much more is waiting (promise 7).
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
+
+import asyncpg
+from sqlalchemy.exc import SQLAlchemyError
+
+from broker.delivery.lanes import LANE_WINDOW, Delivery
+from broker.delivery.runners import Runner, Runners
+from broker.delivery.settings import DeliverySettings
+from broker.storage import records
+from broker.storage.tables import accepted_at
+from broker.telemetry import OLDEST_PENDING, WORKER_ERRORS, log
+
+DATABASE_TROUBLE: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, SQLAlchemyError, OSError, TimeoutError)
+_FEED_AT_ONCE: Final = 64
+_HEADS_AT_ONCE: Final = 10_000
+_UNSETTLED_SECONDS: Final = 0.02
+_TROUBLE_SECONDS: Final = 0.2
+
+
+class Ownership(Protocol):
+    """What delivery asks of the leases."""
+
+    def holds(self, number: int) -> bool:
+        """Whether the shard is surely ours now."""
+
+    def epoch(self, number: int) -> int:
+        """The epoch under which we own it."""
+
+
+class Feeder:
+    """Fills the queues of `runners` and calls `pump` for each that it looked at."""
+
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        settings: DeliverySettings,
+        ownership: Ownership,
+        runners: Runners,
+        pump: Callable[[Runner], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._pool = pool
+        self._settings = settings
+        self._ownership = ownership
+        self._runners = runners
+        self._pump = pump
+        self._clock = clock
+        self._hungry: dict[int, None] = {}
+        self._asked = asyncio.Event()
+
+    def wake(self, subscriptions: Iterable[int]) -> None:
+        """There may be something new for these; those of other processes are ignored."""
+        for key in subscriptions:
+            if self._ownership.holds(self._runners.shard_of(key)):
+                runner = self._runners.get(key)
+                if runner is not None:
+                    runner.queue.more = True
+                self._hungry[key] = None
+        self._asked.set()
+
+    def want(self, runner: Runner) -> None:
+        """The queue runs low: read on."""
+        self._hungry[runner.key] = None
+        self._asked.set()
+
+    async def run(self) -> None:
+        """Fill queues until cancelled."""
+        while True:
+            await self._asked.wait()
+            keys = [key for key, _ in zip(list(self._hungry), range(_FEED_AT_ONCE), strict=False)]
+            for key in keys:
+                del self._hungry[key]
+            if not self._hungry:
+                self._asked.clear()
+            try:
+                await self._feed([key for key in keys if self._ownership.holds(self._runners.shard_of(key))])
+            except DATABASE_TROUBLE as error:
+                WORKER_ERRORS.labels("feed").inc()
+                log().warning("feed-failed", error=type(error).__name__)
+                self._hungry.update(dict.fromkeys(keys))
+                self._asked.set()
+                await asyncio.sleep(_TROUBLE_SECONDS)
+
+    async def sweep(self) -> None:
+        """Find what is pending though nobody told, and how old the oldest is, until cancelled."""
+        while True:
+            try:
+                await self.sweep_once()
+            except DATABASE_TROUBLE as error:
+                WORKER_ERRORS.labels("sweep").inc()
+                log().warning("sweep-failed", error=type(error).__name__)
+            await asyncio.sleep(self._settings.sweep_seconds)
+
+    async def sweep_once(self) -> None:
+        """Wake every subscription of ours that has something pending; forget runners that have nothing."""
+        after, oldest, found = 0, None, list[int]()
+        while True:
+            async with self._pool.acquire() as connection:
+                heads = await records.pending_heads(connection, after, _HEADS_AT_ONCE)
+            for key, event_key in heads:
+                if self._ownership.holds(self._runners.shard_of(key)):
+                    found.append(key)
+                    oldest = event_key if oldest is None else min(oldest, event_key)
+            if len(heads) < _HEADS_AT_ONCE:
+                break
+            after = heads[-1][0]
+        age = 0.0 if oldest is None else max(self._clock() - accepted_at(oldest).timestamp(), 0.0)
+        OLDEST_PENDING.set(age)
+        self.wake(found)
+        self._runners.drop_idle(but=self._hungry)
+
+    async def _feed(self, keys: list[int]) -> None:
+        new = [key for key in keys if self._runners.get(key) is None]
+        # what a former runner has unsettled still looks pending: opening now would send it twice
+        unsettled = [key for key in new if self._runners.unsettled(key)]
+        if unsettled:
+            asyncio.get_running_loop().call_later(_UNSETTLED_SECONDS, self.wake, unsettled)
+        if opening := [key for key in new if key not in unsettled]:
+            await self._runners.open(opening)
+        runners = [runner for runner in map(self._runners.get, keys) if runner is not None]
+        for runner in runners:
+            await self._feed_lanes(runner)
+        await self._feed_windows([r for r in runners if r.queue.more and self._runners.has_room(r)])
+        for runner in runners:
+            self._pump(runner)
+
+    async def _feed_windows(self, wanting: list[Runner]) -> None:
+        if not wanting:
+            return
+        limit = self._settings.window
+        cursors = [(runner.key, runner.queue.cursor) for runner in wanting]
+        for runner in wanting:
+            runner.queue.more = False  # a wake-up during the query asks again
+        try:
+            async with self._pool.acquire() as connection:
+                rows = await records.pending_after(connection, cursors, limit)
+        except DATABASE_TROUBLE:
+            for runner in wanting:
+                runner.queue.more = True
+            raise
+        offered: dict[int, list[Delivery]] = {runner.key: [] for runner in wanting}
+        for row in rows:
+            offered[row[0]].append(Delivery(*row))
+        now = self._clock()
+        for runner in wanting:
+            if len(offered[runner.key]) == limit:
+                runner.queue.more = True
+            runner.queue.offer(offered[runner.key], now)
+
+    async def _feed_lanes(self, runner: Runner) -> None:
+        asked = runner.queue.lanes_to_fetch()
+        if not asked:
+            return
+        key, cursor = runner.key, runner.queue.cursor
+        try:
+            async with self._pool.acquire() as connection:
+                rows = await records.pending_of_lanes(
+                    connection, [(key, lane, after, cursor) for lane, after in asked], LANE_WINDOW
+                )
+        except DATABASE_TROUBLE:
+            runner.queue.ask_again(asked)  # else these lanes would stand still for ever
+            raise
+        found: dict[int, list[Delivery]] = {lane: [] for lane, _ in asked}
+        for row in rows:
+            delivery = Delivery(*row)
+            if delivery.lane is not None:
+                found[delivery.lane].append(delivery)
+        now = self._clock()
+        for lane, after in asked:
+            complete = len(found[lane]) < LANE_WINDOW
+            runner.queue.offer_lane(lane, found[lane], after=after, complete=complete, now=now)
