@@ -1,4 +1,4 @@
-"""For the developers of registries and providers: `publish` and `listen`."""
+"""For the developers of registries and providers: `publish`, `listen` and `trace`."""
 
 import json
 from datetime import timedelta
@@ -19,6 +19,7 @@ def add_to(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(publish)
     app.command()(listen)
+    app.command()(trace)
 
 
 def publish(
@@ -95,6 +96,24 @@ def listen(
     try:
         run(work)
     except tool.CannotListen as error:
+        fail(str(error))
+
+
+def trace(
+    event_id: Annotated[str, typer.Argument(help="`id` of the event.")],
+    source: Annotated[str | None, typer.Option(help="Its `source`, where several use the same id.")] = None,
+    as_: Annotated[str, typer.Option("--as", help="Provider or registry of the demo whose part to see.")] = "operator",
+    api: ApiUrl = None,
+    key: Key = None,
+    data_dir: DataDir = DEFAULT_DATA,
+) -> None:
+    """Tell what became of an event: accepted, matched, each attempt, how it ended, and why."""
+    from broker.tools import trace as tool
+
+    work = tool.trace(event_id, data_dir=data_dir, source=source, as_=as_, api_url=api, key=key)
+    try:
+        run(work)
+    except tool.CannotTrace as error:
         fail(str(error))
 
 

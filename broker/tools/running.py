@@ -50,6 +50,18 @@ class Running:
         self.api_url: str = about["api"]
         self._keys: Mapping[str, Any] = about.get("keys") or {}
 
+    def anyone(self, name: str) -> Access:
+        """The access of a provider, of a registry, or of the `operator`.
+
+        Raises:
+            NotFound: there is nobody of this name.
+        """
+        if name == "operator" and name in self._keys:
+            return Access(self.api_url, self._keys[name], name)
+        if name in self._keys.get("registries", ()):
+            return self.registry(name).access
+        return self.provider(name)
+
     def provider(self, name: str | None) -> Access:
         """The access of a provider. Without a name: of the first.
 

@@ -17,6 +17,8 @@ from uuid import uuid4
 import pytest
 
 from broker.tools.listen import listen
+from broker.tools.trace import CannotTrace
+from broker.tools.trace import trace as print_trace
 from tests.e2e.events import event
 from tests.e2e.installation import Installation
 from tests.e2e.receiver import Received, Receiver
@@ -298,6 +300,17 @@ async def test_each_role_sees_its_own_part_of_an_event(installation: Installatio
     assert all("explanation" not in item for item in traced["deliveries"])
     assert secretive not in json.dumps(seen)
     assert "Geheim" not in json.dumps(seen)
+
+    printed: dict[str, list[str]] = {}
+    for role in ("gemeente", "brp", "operator"):
+        await print_trace(identity, data_dir=installation.folder, as_=role, tell=printed.setdefault(role, []).append)
+    assert any("#1" in line and "attempt 1 failed: status 503" in line for line in printed["gemeente"])
+    assert "    ✖ subject starts with '1'" in printed["gemeente"]
+    assert sum("1 delivered" in line for line in printed["brp"]) == 2
+    assert sum("delivered at attempt" in line for line in printed["operator"]) == 2
+    assert not any("starts with" in line for line in printed["brp"] + printed["operator"])
+    with pytest.raises(CannotTrace, match="404"):
+        await print_trace(identity, data_dir=installation.folder, as_="bag")
 
     assert (await trace(installation, identity, "bag"))[0] == 404
     assert (await trace(installation, identity, "gemeente", "?source=urn:another"))[0] == 404
