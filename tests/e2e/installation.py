@@ -23,13 +23,14 @@ class Installation:
 
     def __init__(self, folder: Path, **environment: str) -> None:
         self.folder = folder
-        self._environment = {**os.environ, "BODE_DEMO_RATE": "0", **environment}
+        self.environment = {**os.environ, "BODE_DEMO_RATE": "0", **environment}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         command = [str(Path(sys.executable).parent / "bode"), "up", "--demo", "--data-dir", str(self.folder)]
+        (self.folder / "bode.json").unlink(missing_ok=True)  # of one that was killed
         with (self.folder.parent / f"{self.folder.name}.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=self._environment)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment)
         deadline = time.monotonic() + START_SECONDS
         while not (self.folder / "bode.json").exists():
             assert self._process.poll() is None, "bode up ended; see its log"
@@ -44,6 +45,11 @@ class Installation:
     def stop(self, number: int = signal.SIGTERM) -> int:
         assert self._process is not None
         self._process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """The exit code, once it has ended."""
+        assert self._process is not None
         return self._process.wait(25)
 
     @property
