@@ -26,6 +26,8 @@ class SinkConfig:
     subscriber_reference: str | None
     allowed_rate: int | None
     headers: Mapping[str, str]
+    secrets_change_at: datetime | None
+    """When the previous secret stops signing; None: it has."""
 
 
 async def load_sinks(engine: AsyncEngine, keys: KeyRing, wanted: Sequence[int]) -> list[SinkConfig]:
@@ -51,6 +53,7 @@ async def load_sinks(engine: AsyncEngine, keys: KeyRing, wanted: Sequence[int]) 
                 row.subscriber_reference,
                 row.allowed_rate,
                 row.protocol_settings.get("headers") or {},
+                row.previous_secret_expires_at if len(sealed) > 1 else None,
             )
         )
     return sinks

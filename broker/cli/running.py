@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, NoReturn
 import typer
 import uvloop
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from broker import settings as configuration
 from broker.settings import Settings
@@ -27,6 +28,8 @@ def settings_for(process: str) -> Settings:
             for problem in error.errors(include_input=False, include_url=False)
         ]
         fail("settings that can't be used:\n" + "\n".join(lines))
+    except SettingsError as error:
+        fail(f"settings that can't be used: {error}; a list is written as JSON, such as '[\"10.0.0.0/8\"]'")
     configure_logging(process, settings.log.level)
     return settings
 

@@ -8,7 +8,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final, Protocol
 from uuid import UUID
 
@@ -134,6 +134,9 @@ class Runners:
                     log().error("sink-unusable", subscription=str(config.id))
                     continue
                 self._runners[config.key] = Runner(sink, self.shard_of(config.key), self._pace(config))
+                if config.secrets_change_at is not None:  # then it is read anew, at the next sweep at the latest
+                    seconds = (config.secrets_change_at - datetime.now(UTC)).total_seconds()
+                    asyncio.get_running_loop().call_later(max(seconds, 0) + 0.01, self.drop, config.key)
 
     def drop(self, key: int) -> None:
         """Forget what is in memory of a subscription; what is under way ends by itself."""

@@ -6,6 +6,7 @@ supervises it starts a new one. Nothing is lost by that; everything durable is i
 
 import asyncio
 import signal
+import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -59,7 +60,10 @@ async def run_workers(
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            log().error("worker-failed", worker=name, exc_info=error)
+            # not the exception's text: it may quote what was being worked on
+            frames = traceback.extract_tb(error.__traceback__)[-6:]
+            where = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]
+            log().error("worker-failed", worker=name, error=type(error).__name__, where=where)
             raise
         finally:
             WORKER_UP.labels(name).set(0)
