@@ -46,7 +46,7 @@ _RANGE: Final = text(
                     WHEN event.key IS NULL THEN 'expired' ELSE 'delivered' END AS state,
                CASE WHEN delivery.state IN ('dead', 'cancelled') THEN delivery.reason END AS reason
         FROM deliveries AS delivery
-        LEFT JOIN events AS event ON event.key = delivery.event_key AND delivery.state = 'delivered'
+        LEFT JOIN events AS event ON event.key = CASE WHEN delivery.state = 'delivered' THEN delivery.event_key END
         WHERE delivery.subscription = :key AND delivery.sequence BETWEEN :first AND :last
     ), runs AS (
         SELECT min(sequence) AS first, max(sequence) AS last, state, reason
