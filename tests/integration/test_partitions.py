@@ -33,8 +33,8 @@ async def test_rows_that_the_default_caught_move_to_their_partition_and_the_next
             homes = await connection.execute(text("SELECT DISTINCT tableoid::regclass::text FROM deliveries"))
             assert homes.scalars().all() == [f"deliveries_{late:%Y%m%d}"]
             for ahead in range(4):
-                name = f"deliveries_{late + timedelta(days=ahead):%Y%m%d}"
-                assert (await connection.execute(text("SELECT to_regclass(:n)"), {"n": name})).scalar()
+                table = f"deliveries_{late + timedelta(days=ahead):%Y%m%d}"
+                assert (await connection.execute(text("SELECT to_regclass(:n)"), {"n": table})).scalar()
     finally:
         await engine.dispose()
         await administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")

@@ -66,7 +66,7 @@ async def topology(rabbitmq: RabbitMQ) -> AsyncIterator[aio_pika.abc.AbstractCha
     """The broker's queues, empty."""
     connection = await aio_pika.connect(rabbitmq.url())
     async with connection, connection.channel() as channel:
-        await amqp.declare(channel, _QUEUES)
+        await amqp.declare(connection, _QUEUES)
         for number in range(_QUEUES):
             await (await channel.get_queue(amqp.queue_name(number))).purge()
         yield channel
