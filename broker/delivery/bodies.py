@@ -8,7 +8,7 @@ import asyncpg
 
 from broker.storage import records
 from broker.storage.sealing import open_body
-from subscriptions.secrets import KeyRing
+from subscriptions.secrets import KeyRing, SealError
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ class Bodies:
 
         Raises:
             asyncpg.PostgresError, asyncpg.InterfaceError, OSError: when the database can't be read.
+            SealError: when no key of the ring opens it.
         """
         body = self._kept.get(key)
         if body is not None:
@@ -61,13 +62,23 @@ class Bodies:
                         if not future.done():
                             future.set_exception(error)
                 continue
-            found = {key: Body(kind, open_body(self._keys, key, sealed)) for key, kind, sealed in rows}
+            found = {key: (kind, sealed) for key, kind, sealed in rows}
             for key, futures in wanted.items():
-                body = found.get(key)
-                if body is not None:
-                    self._keep(key, body)
+                body: Body | None = None
+                unreadable: SealError | None = None
+                if key in found:
+                    kind, sealed = found[key]
+                    try:
+                        body = Body(kind, open_body(self._keys, key, sealed))
+                        self._keep(key, body)
+                    except SealError as error:  # this one's trouble, not that of the others
+                        unreadable = error
                 for future in futures:
-                    if not future.done():
+                    if future.done():
+                        continue
+                    if unreadable is not None:
+                        future.set_exception(unreadable)
+                    else:
                         future.set_result(body)
 
     def _keep(self, key: int, body: Body) -> None:

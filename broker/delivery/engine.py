@@ -39,9 +39,11 @@ from broker.telemetry import (
     WORKER_ERRORS,
     log,
 )
+from subscriptions.secrets import SealError
 
 _THROTTLE_SECONDS = 0.05
 _LONGEST_TIMER = 3600.0
+_UNREADABLE_SECONDS = 60.0
 _attempts = cache(ATTEMPTS.labels)
 _deliveries = cache(DELIVERIES.labels)
 
@@ -168,6 +170,14 @@ class Engine:
                 runner.pace.abandoned()
                 if not runner.stopped:
                     runner.queue.retry(delivery, self._clock() + 0.5)
+                return
+            except SealError:
+                # a key that is missing comes back, so this is no end: the delivery waits, visibly
+                WORKER_ERRORS.labels("bodies").inc()
+                log().error("body-unreadable", subscription=str(runner.sink.config.id), sequence=delivery.sequence)
+                runner.pace.abandoned()
+                if not runner.stopped:
+                    runner.queue.retry(delivery, self._clock() + _UNREADABLE_SECONDS)
                 return
             if runner.stopped or not self._ownership.holds(runner.shard):
                 runner.pace.abandoned()
