@@ -36,8 +36,8 @@ from subscriptions.consent import (
 from subscriptions.life_cycle import Validation, activate, ask_later, claim_validations, handshake_failed
 
 _POLL_SECONDS: Final = 1.0
-_AT_ONCE: Final = 64
-_KEPT_FOR_NEW: Final = 16
+_AT_ONCE: Final = 256
+_KEPT_FOR_NEW: Final = 64
 """Places that sinks which failed before don't get: they may all be slow."""
 _CLAIM: Final = timedelta(seconds=150)
 """Longer than the longest attempt and its record, so that no handshake is made twice at the same time."""

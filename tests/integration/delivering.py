@@ -1,0 +1,230 @@
+"""A delivery process inside the test, on a migrated database, and sinks on real sockets that answer by the byte."""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+from uuid import UUID, uuid4
+
+import asyncpg
+from accepting import SESSION, Broker, Publisher
+from managing import RING, World
+
+from broker.delivery.settings import DeliverySettings, FenceSettings
+from broker.processes.deliver import SHARD_LEASE, DeliverProcess
+from broker.processes.resources import Resources
+from broker.settings import ServeSettings, Settings
+from broker.storage import installation, leases, records
+from broker.storage.acceptance import DELIVERIES_CHANNEL
+from subscriptions.callers import ApiSettings
+from subscriptions.consent import HandshakeSettings
+from subscriptions.database import DatabaseSettings, create_engine
+from subscriptions.secrets import SecretsSettings
+
+ORIGIN = "bode.example"
+PUBLIC_URL = "http://bode.example/v1"
+API = ApiSettings(allow_http_sinks=True, public_url=PUBLIC_URL)
+CONSENT = b"HTTP/1.1 200 OK\r\nWebHook-Allowed-Origin: bode.example\r\nContent-Length: 0\r\n\r\n"
+SILENT = b"HTTP/1.1 200 OK\r\nAllow: POST\r\nContent-Length: 0\r\n\r\n"
+ACCEPTED = b"HTTP/1.1 204 No Content\r\n\r\n"
+_NOT_NEEDED = ("announce", "house")
+
+
+def answer(status: str, *headers: str, body: str = "") -> bytes:
+    """The bytes of an answer."""
+    lines = "".join(f"{header}\r\n" for header in headers)
+    return f"HTTP/1.1 {status}\r\n{lines}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request as it came in."""
+
+    method: str
+    target: str
+    fields: tuple[tuple[str, str], ...]
+    body: bytes
+    at: float
+
+    def all(self, name: str) -> list[str]:
+        return [value for field_name, value in self.fields if field_name == name.lower()]
+
+    def one(self, name: str) -> str:
+        [value] = self.all(name)
+        return value
+
+
+Answering = Callable[[Asked], bytes | Awaitable[bytes]]
+
+
+@dataclass
+class RawSink:
+    """Consents and accepts, unless `answers` says otherwise for a method and target. An empty answer hangs up."""
+
+    answers: dict[tuple[str, str], Answering] = field(default_factory=dict)
+    asked: list[Asked] = field(default_factory=list)
+    _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def url(self, target: str) -> str:
+        return f"http://127.0.0.1:{self.port}{target}"
+
+    def of(self, method: str, target: str) -> list[Asked]:
+        return [asked for asked in self.asked if (asked.method, asked.target) == (method, target)]
+
+    async def wait_for(self, method: str, target: str, count: int, seconds: float = 15) -> list[Asked]:
+        async with asyncio.timeout(seconds), self._changed:
+            await self._changed.wait_for(lambda: len(self.of(method, target)) >= count)
+        return self.of(method, target)
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+                method, target, _ = head[0].split(" ")
+                fields = [line.partition(":")[::2] for line in head[1:] if line]
+                named = tuple((name.lower(), value.strip()) for name, value in fields)
+                length = int(dict(named).get("content-length", "0"))
+                body = await reader.readexactly(length)
+                asked = Asked(method, target, named, body, asyncio.get_running_loop().time())
+                async with self._changed:
+                    self.asked.append(asked)
+                    self._changed.notify_all()
+                usual = CONSENT if method == "OPTIONS" else ACCEPTED
+                given = self.answers.get((method, target), lambda _, usual=usual: usual)(asked)
+                data = await given if inspect.isawaitable(given) else given
+                if not data:
+                    return
+                writer.write(data)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.transport.abort()
+
+
+@dataclass
+class Delivering(Broker):
+    """A broker whose delivery process runs."""
+
+    process: DeliverProcess
+    provider_key: str = ""
+    _registry: Publisher | None = None
+
+    async def own_types(self) -> Publisher:
+        """The registry, with types that nobody else in these tests has; the provider is granted all of them."""
+        if self._registry is None:
+            self._registry = await self.publisher()
+            _, oin, self.provider_key = await self.provider()
+            await self.grant(self._registry, oin)
+        return replace(self._registry, domain=f"{self._registry.domain}.t{uuid4().hex[:8]}")
+
+    async def subscribe_to(self, publisher: Publisher, sink: str, **members: Any) -> UUID:
+        body = {"sink": sink, "protocol": "HTTP", "types": [f"{publisher.domain}.iets"]} | members
+        made = await self.world.call("POST", "/subscriptions", key=self.provider_key, body=body)
+        assert made.status == 201, made.text
+        self.process._handshaker.ask()
+        return UUID(made.json["id"])
+
+    async def active(self, publisher: Publisher, sink: str, **members: Any) -> UUID:
+        identity = await self.subscribe_to(publisher, sink, **members)
+        await self.wait_for(identity, status="active")
+        return identity
+
+    async def shown(self, identity: UUID) -> Any:
+        return (await self.world.call("GET", f"/subscriptions/{identity}", key=self.provider_key)).json
+
+    async def wait_for(self, identity: UUID, seconds: float = 15, **members: Any) -> Any:
+        """Wait until a subscription shows these members."""
+        columns = {"status": "status", "statusReason": "status_reason", "allowedRate": "allowed_rate"}
+        async with asyncio.timeout(seconds):
+            while True:
+                row = await self.row(identity)  # read itself, because asking the API costs ten times as much
+                if all(row[columns[name]] == value for name, value in members.items()):
+                    return await self.shown(identity)
+                await asyncio.sleep(0.01)
+
+    async def row(self, identity: UUID) -> asyncpg.Record:
+        return await self.pool.fetchrow("SELECT * FROM subscriptions WHERE id = $1", identity)
+
+    async def alter(self, identity: UUID, values: str) -> None:
+        """Set columns behind everyone's back, as time would."""
+        await self.pool.execute(f"UPDATE subscriptions SET {values} WHERE id = $1", identity)
+        self.process._handshaker.ask()
+
+    async def publish(self, publisher: Publisher, *subjects: str | None) -> None:
+        acceptor = await self.acceptor()
+        await acceptor.accept([publisher.message(subject=subject) for subject in subjects])
+        keys = await self.pool.fetch("SELECT DISTINCT subscription FROM deliveries WHERE state = 'pending'")
+        told = ",".join(str(row[0]) for row in keys)
+        await self.pool.execute("SELECT pg_notify($1, $2)", DELIVERIES_CHANNEL, told)
+
+    async def tried(self, identity: UUID, state: str = "", seconds: float = 20) -> asyncpg.Record:
+        """Wait until the delivery of a subscription was tried, and is in this state if one is given."""
+        statement = (
+            "SELECT d.* FROM deliveries d JOIN subscriptions s ON s.key = d.subscription WHERE s.id = $1 "
+            "AND (d.state <> 'pending' OR d.attempts > 0) AND $2 IN ('', d.state::text)"
+        )
+        async with asyncio.timeout(seconds):
+            while (row := await self.pool.fetchrow(statement, identity, state)) is None:
+                await asyncio.sleep(0.02)
+        return row
+
+
+@asynccontextmanager
+async def delivering(
+    url: str, *, handshake: HandshakeSettings | None = None, **delivery: Any
+) -> AsyncIterator[Delivering]:
+    """Runs a delivery process; `delivery` are its settings."""
+    settings = Settings(
+        database=DatabaseSettings.model_validate({"url": url}),
+        secrets=SecretsSettings(),
+        api=API,
+        serve=ServeSettings(metrics_port=0),
+        handshake=handshake or HandshakeSettings(),
+        delivery=DeliverySettings(origin=ORIGIN, shards=4, sweep_seconds=1, grace_seconds=0, **delivery),
+        fence=FenceSettings.model_validate({"allow": ["127.0.0.0/8"]}),
+    )
+    owner = uuid4()
+    name = leases.application_name(owner)
+    session = {"application_name": name, **records.connection_settings(name)}
+    engine = create_engine(settings.database, application_name=name)
+    async with (
+        asyncpg.create_pool(url, min_size=1, max_size=6, server_settings=session) as pool,
+        asyncpg.create_pool(url, min_size=1, max_size=4, server_settings=SESSION) as accepting,
+    ):
+        resources = Resources(settings, url, engine, pool, RING, await installation.fingerprints(pool, RING))
+        async with pool.acquire() as connection:
+            await leases.create(connection, SHARD_LEASE, settings.delivery.shards)
+        process = DeliverProcess(resources, owner, settings.delivery.shards)
+        await process.office.load()
+        workers = {name: run for name, run in process.workers().items() if name not in _NOT_NEEDED}
+        tasks = [asyncio.ensure_future(run()) for run in workers.values()]
+        try:
+            yield Delivering(World(engine, API), accepting, url, process)
+        finally:
+            await process.drain()
+            for task in tasks:
+                task.cancel()
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+            process.close()
+            await engine.dispose()
+        assert all(isinstance(end, asyncio.CancelledError) for end in ended), ended
