@@ -31,6 +31,8 @@ UNHEADED = Counter("bode_events_without_subject_header", "Events with a subject 
 
 APPLIED_VERSION = Gauge("bode_applied_version", "Version of the change log that this process has applied.")
 INDEXED_SUBSCRIPTIONS = Gauge("bode_indexed_subscriptions", "Subscriptions in this process's index.")
+FOLLOW_HITS = Counter("bode_follow_hits", "Hits on follow lists by fingerprint, verified or refused.", ["result"])
+FOLLOW_CHANGES = Gauge("bode_follow_changes_unmerged", "Changed subjects of follow lists that aren't in the arrays.")
 
 DELIVERIES = Counter("bode_deliveries", "Deliveries that ended, by how.", ["outcome"])
 ATTEMPTS = Counter("bode_attempts", "Attempts, by result: success or the reason of failure.", ["result"])

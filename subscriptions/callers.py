@@ -52,6 +52,12 @@ class ApiSettings(BaseModel):
     max_body_bytes: int = Field(
         default=1 << 20, ge=16 << 10, le=64 << 20, description="Largest body of a request that manages, in bytes."
     )
+    max_evaluated_filters: int = Field(
+        default=50,
+        ge=0,
+        le=100_000,
+        description="Alternatives in the filters of one organisation that no look-up helps: evaluated for every event.",
+    )
     allow_http_sinks: bool = Field(default=False, description="Accept sinks over plain http, for development.")
     public_url: str | None = Field(
         default=None,

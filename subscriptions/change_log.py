@@ -46,6 +46,7 @@ class ChangeKind(StrEnum):
     DOMAIN = "domain"
     GRANT = "grant"
     SUBSCRIPTION = "subscription"
+    FOLLOW_LIST = "follow-list"
     EVERYTHING = "everything"
 
 
@@ -54,10 +55,12 @@ change_log = Table(
     metadata,
     Column("version", BigInteger, primary_key=True, autoincrement=False),
     Column("changed_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
-    Column("kind", Text, nullable=False, comment="organisation, domain, grant, subscription or everything"),
+    Column(
+        "kind", Text, nullable=False, comment="organisation, domain, grant, subscription, follow-list or everything"
+    ),
     Column("entity", Text, nullable=False, comment="id of the row that changed; empty for everything"),
     CheckConstraint(
-        "kind IN ('organisation', 'domain', 'grant', 'subscription', 'everything')",
+        "kind IN ('organisation', 'domain', 'grant', 'subscription', 'follow-list', 'everything')",
         name="kind",
     ),
     comment="Changes that matching must see, contiguous in commit order",
@@ -172,7 +175,10 @@ async def read_changes(connection: AsyncConnection, since_version: int) -> tuple
 
 
 async def prune_changes(connection: AsyncConnection, before: datetime) -> int:
-    """Deletes entries from before a moment; a reader that was behind them loads everything again."""
+    """Deletes entries from before a moment; a reader that was behind them loads everything again.
+
+    The changes of follow lists that belong to them go with them.
+    """
     result = await connection.execute(change_log.delete().where(change_log.c.changed_at < before))
     return result.rowcount
 

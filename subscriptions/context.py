@@ -15,6 +15,7 @@ from schemas.resources import Health
 from subscriptions.callers import ApiSettings, Caller, Callers
 from subscriptions.change_log import Settled, changing
 from subscriptions.consent import HandshakeSettings
+from subscriptions.filter_rules import CountEvaluated, FilterRules
 from subscriptions.grants import CancelUngranted
 from subscriptions.life_cycle import CancelSubscription
 from subscriptions.secrets import KeyRing
@@ -35,6 +36,7 @@ class Context:
     settings: ApiSettings
     callers: Callers
     check_sink: CheckSink
+    count_evaluated: CountEvaluated
     health_of: HealthOf
     cancel_ungranted: CancelUngranted
     cancel_subscription: CancelSubscription
@@ -49,6 +51,11 @@ class Context:
     def sinks(self) -> SinkRules:
         """What this installation allows of sinks."""
         return SinkRules(self.settings.allow_http_sinks, self.check_sink)
+
+    @property
+    def filters(self) -> FilterRules:
+        """What this installation allows of filters."""
+        return FilterRules(self.count_evaluated, self.settings.max_evaluated_filters)
 
 
 def context_of(request: Request) -> Context:

@@ -22,6 +22,7 @@ from subscriptions.entries import (
     Change,
     DomainChanged,
     DomainEntry,
+    FollowListsChanged,
     GrantChanged,
     GrantEntry,
     OrganisationChanged,
@@ -118,6 +119,8 @@ class Directory:
                     self.subscriptions.pop(key, None)
                 case SubscriptionChanged(key, SubscriptionEntry() as subscription):
                     self.subscriptions[key] = subscription
+                case FollowListsChanged():
+                    pass  # the lists are held elsewhere
                 case ReloadNeeded():
                     raise ValueError("the change log asks for a new directory")
 
@@ -161,7 +164,7 @@ class Directory:
 async def load(engine: AsyncEngine) -> tuple[int, Directory]:
     """Reads everything in one snapshot, streaming, and returns it with the version that it belongs to."""
     directory = Directory()
-    async with _snapshot(engine) as connection:
+    async with snapshot(engine) as connection:
         version = await read_head(connection)
         for row in await connection.execute(_ORGANISATIONS):
             directory.apply([OrganisationChanged(row.id, _organisation(row))])
@@ -182,11 +185,13 @@ async def load_changes(engine: AsyncEngine, since_version: int) -> tuple[int, li
 
     A caller that holds the shared change lock (see `change_log`) gets the very last change.
     """
-    async with _snapshot(engine) as connection:
+    async with snapshot(engine) as connection:
         version, entries = await read_changes(connection, since_version)
         if any(entry.kind is ChangeKind.EVERYTHING for entry in entries):
             return version, [ReloadNeeded()]
         changes: list[Change] = []
+        if any(entry.kind is ChangeKind.FOLLOW_LIST for entry in entries):
+            changes.append(FollowListsChanged())
         for kind in (ChangeKind.ORGANISATION, ChangeKind.DOMAIN, ChangeKind.GRANT, ChangeKind.SUBSCRIPTION):
             touched = list(dict.fromkeys(UUID(entry.entity) for entry in entries if entry.kind is kind))
             if touched:
@@ -211,12 +216,15 @@ async def _read(connection: AsyncConnection, kind: ChangeKind, touched: list[UUI
             return [
                 SubscriptionChanged(row.key, _subscription(row) if row.status in MATCHED else None) for row in found
             ]
+        case ChangeKind.FOLLOW_LIST:
+            return [FollowListsChanged()]
         case ChangeKind.EVERYTHING:
             return [ReloadNeeded()]
 
 
 @asynccontextmanager
-async def _snapshot(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+async def snapshot(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Opens a transaction in which everything is read as it was at one moment."""
     async with engine.connect() as connection:
         reading = await connection.execution_options(isolation_level="REPEATABLE READ")
         async with reading.begin():

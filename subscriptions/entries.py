@@ -87,8 +87,15 @@ class SubscriptionChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class FollowListsChanged:
+    """Subjects came onto follow lists or left them; who holds the lists reads which (`follow_lists.read_steps`)."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReloadNeeded:
     """The log doesn't say what changed: load everything again."""
 
 
-Change: TypeAlias = OrganisationChanged | DomainChanged | GrantChanged | SubscriptionChanged | ReloadNeeded
+Change: TypeAlias = (
+    OrganisationChanged | DomainChanged | GrantChanged | SubscriptionChanged | FollowListsChanged | ReloadNeeded
+)

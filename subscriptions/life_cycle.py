@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from schemas.problems import Conflict, NotFound
 from subscriptions.change_log import ChangeKind, record_changes
 from subscriptions.database import AnyRow
+from subscriptions.follow_lists import name_lists
 from subscriptions.tables import Status, subscriptions
 
 NO_GRANT: Final = "no-grant: no registry has granted anything that this subscription asks for"
@@ -249,6 +250,7 @@ async def end(
         raise NotFound
     values = {"status": Status.ENDED, "status_reason": None, "ended_at": func.now(), "validate_at": None}
     await _change(connection, subscription_id, values, subscriptions.c.status != Status.ENDED)
+    await name_lists(connection, subscription_id, organisation_id, ())
     await cancel(connection, key)
 
 

@@ -9,12 +9,12 @@ from pydantic import ValidationError
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from schemas.filters import FOLLOWS, FilterError, parse
 from schemas.problems import Conflict, InvalidInput, NotFound, PreconditionFailed
 from schemas.resources import SubscriptionBody
-from subscriptions import life_cycle
+from subscriptions import follow_lists, life_cycle
 from subscriptions.change_log import ChangeKind, record_changes
 from subscriptions.database import AnyRow
+from subscriptions.filter_rules import FilterRules
 from subscriptions.grants import could_receive
 from subscriptions.secrets import KeyRing, secret_purpose, signing_secret
 from subscriptions.sink_urls import SinkRules
@@ -23,7 +23,13 @@ from subscriptions.validation import invalid_params
 
 
 async def create(
-    connection: AsyncConnection, body: SubscriptionBody, *, organisation_id: UUID, keys: KeyRing, sinks: SinkRules
+    connection: AsyncConnection,
+    body: SubscriptionBody,
+    *,
+    organisation_id: UUID,
+    keys: KeyRing,
+    sinks: SinkRules,
+    filters: FilterRules,
 ) -> tuple[AnyRow, str]:
     """Makes a subscription and returns it with its signing secret, which is shown now and never again.
 
@@ -32,9 +38,11 @@ async def create(
     Raises:
         InvalidInput: a filter or the sink isn't acceptable.
     """
-    check(body, sinks)
+    sinks.validate(body.sink)
+    asked = await filters.validate(connection, body, organisation_id=organisation_id)
     identity, secret = uuid4(), signing_secret()
     values = _columns(body) | {
+        "evaluated": asked.evaluated,
         "id": identity,
         "organisation_id": organisation_id,
         "secret": keys.seal(secret.encode(), secret_purpose(identity)),
@@ -44,6 +52,7 @@ async def create(
     else:
         values |= {"status": Status.REQUESTED, "status_reason": life_cycle.NO_GRANT}
     row: AnyRow = (await connection.execute(insert(subscriptions).values(values).returning(subscriptions))).one()
+    await follow_lists.name_lists(connection, identity, organisation_id, asked.lists)
     await record_changes(connection, [(ChangeKind.SUBSCRIPTION, identity)])
     return row, secret
 
@@ -71,14 +80,17 @@ def expect_version(row: AnyRow, expected: int | None) -> None:
         raise PreconditionFailed
 
 
-async def replace(connection: AsyncConnection, row: AnyRow, body: SubscriptionBody, *, sinks: SinkRules) -> AnyRow:
+async def replace(
+    connection: AsyncConnection, row: AnyRow, body: SubscriptionBody, *, sinks: SinkRules, filters: FilterRules
+) -> AnyRow:
     """Replaces what a provider says of a subscription; its status follows where it must.
 
     Raises:
         InvalidInput: a filter or the sink isn't acceptable; nothing was changed.
     """
-    check(body, sinks)
-    values = _columns(body)
+    sinks.validate(body.sink)
+    asked = await filters.validate(connection, body, organisation_id=row.organisation_id, subscription_id=row.id)
+    values = _columns(body) | {"evaluated": asked.evaluated}
     if body.sink != row.sink:
         values |= life_cycle.after_sink_change(row)
     if row.status == Status.REQUESTED and await _could_receive(connection, row.organisation_id, body):
@@ -93,6 +105,7 @@ async def replace(connection: AsyncConnection, row: AnyRow, body: SubscriptionBo
     ).one_or_none()
     if changed is None:
         raise Conflict("The subscription was changed at the same time: read it again and repeat the change.")
+    await follow_lists.name_lists(connection, row.id, row.organisation_id, asked.lists)
     await record_changes(connection, [(ChangeKind.SUBSCRIPTION, row.id)])
     return changed
 
@@ -152,23 +165,6 @@ async def rotate_secret(connection: AsyncConnection, row: AnyRow, overlap: timed
 def secret_of(row: AnyRow, keys: KeyRing) -> str:
     """Returns the signing secret of a subscription."""
     return keys.open(row.secret, secret_purpose(row.id)).decode()
-
-
-def check(body: SubscriptionBody, sinks: SinkRules) -> None:
-    """Raises `InvalidInput` unless the sink and the filters are acceptable."""
-    sinks.validate(body.sink)
-    try:
-        parse(body.filters, source=body.source, types=body.types or None, domain=body.domain)
-    except FilterError as error:
-        raise InvalidInput.field(error.pointer, "filter", error.detail) from None
-    if _mentions(body.filters, FOLLOWS):
-        raise InvalidInput.field("/filters", "follow-list", "names a follow list, and there are none yet")
-
-
-def _mentions(value: Any, dialect: str) -> bool:
-    if isinstance(value, dict):
-        return dialect in value or any(_mentions(member, dialect) for member in value.values())
-    return isinstance(value, list) and any(_mentions(element, dialect) for element in value)
 
 
 async def _could_receive(connection: AsyncConnection, organisation_id: UUID, body: SubscriptionBody) -> bool:

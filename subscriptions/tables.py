@@ -1,4 +1,4 @@
-"""The tables of organisations, keys, domains, grants and subscriptions. Invariants are constraints.
+"""The tables of organisations, keys, domains, grants, follow lists and subscriptions. Invariants are constraints.
 
 States of a subscription:
 
@@ -18,13 +18,17 @@ from sqlalchemy import (
     Column,
     DateTime,
     ForeignKey,
+    ForeignKeyConstraint,
     Identity,
     Index,
     Integer,
     LargeBinary,
+    PrimaryKeyConstraint,
+    SmallInteger,
     String,
     Table,
     Text,
+    UniqueConstraint,
     Uuid,
     func,
     text,
@@ -154,6 +158,13 @@ subscriptions = Table(
         server_default=text("false"),
         comment="The sink calls back instead of answering the handshake, so its silence there says nothing",
     ),
+    Column(
+        "evaluated",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="Alternatives of its filters that are evaluated for every event of their type",
+    ),
     Column("version", BigInteger, nullable=False, server_default=text("1"), comment="Raised by each change"),
     _now("created_at"),
     _now("updated_at"),
@@ -164,7 +175,10 @@ subscriptions = Table(
     CheckConstraint("status <> 'active' OR validated_at IS NOT NULL", name="active_consented"),
     CheckConstraint("(previous_secret IS NULL) = (previous_secret_expires_at IS NULL)", name="previous_secret"),
     CheckConstraint("allowed_rate > 0", name="allowed_rate"),
+    CheckConstraint("evaluated >= 0", name="evaluated"),
+    UniqueConstraint("id", "organisation_id", name="uq_subscriptions_id_organisation_id"),
     Index(None, "organisation_id", "key"),
+    Index("ix_subscriptions_evaluated", "organisation_id", postgresql_where=text("evaluated > 0")),
     Index("ix_subscriptions_validate_at", "validate_at", postgresql_where=text("validate_at IS NOT NULL")),
     Index("ix_subscriptions_requested", "organisation_id", postgresql_where=text("status = 'requested'")),
 )
@@ -180,4 +194,62 @@ handshake_tokens = Table(
     Index(None, "subscription_id"),
     Index(None, "expires_at"),
     comment="Callbacks by which a sink can consent; all of a subscription go when one is used",
+)
+
+follow_lists = Table(
+    "follow_lists",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("organisation_id", Uuid, ForeignKey("organisations.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("size", BigInteger, nullable=False, server_default=text("0"), comment="Subjects on it"),
+    _now("created_at"),
+    _moment("deleted_at", comment="From then on nobody sees it; its subjects go in portions, and it with the last"),
+    CheckConstraint("length(name) BETWEEN 1 AND 200", name="name_length"),
+    CheckConstraint("size >= 0", name="size"),
+    UniqueConstraint("id", "organisation_id", name="uq_follow_lists_id_organisation_id"),
+    Index(None, "organisation_id", "created_at", "id"),
+    Index("ix_follow_lists_deleted_at", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
+)
+
+followed_subjects = Table(
+    "followed_subjects",
+    metadata,
+    Column("list_id", Uuid, ForeignKey("follow_lists.id"), nullable=False),
+    Column("digest", LargeBinary(16), nullable=False, comment="Keyed; its first 8 bytes are the fingerprint in memory"),
+    PrimaryKeyConstraint("list_id", "digest"),
+    CheckConstraint("octet_length(digest) = 16", name="digest_length"),
+    comment="Who is followed. No subject is here: who reads this without the key learns how many, not whom",
+)
+
+follow_changes = Table(
+    "follow_changes",
+    metadata,
+    Column(
+        "version",
+        BigInteger,
+        ForeignKey("change_log.version", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+        comment="Of the change log, with which it is pruned",
+    ),
+    Column("list_id", Uuid, nullable=False),
+    Column("step", SmallInteger, nullable=False, comment="1: the subjects came onto the list, -1: they left it"),
+    Column("fingerprints", LargeBinary, nullable=False, comment="Those of the subjects, 8 bytes each, big-endian"),
+    CheckConstraint("step IN (-1, 1)", name="step"),
+    CheckConstraint("octet_length(fingerprints) % 8 = 0", name="whole_fingerprints"),
+    comment="What each process applies to the lists in its memory, in the order of versions",
+)
+
+subscription_follow_lists = Table(
+    "subscription_follow_lists",
+    metadata,
+    Column("subscription_id", Uuid, nullable=False),
+    Column("list_id", Uuid, nullable=False),
+    Column("organisation_id", Uuid, nullable=False),
+    PrimaryKeyConstraint("subscription_id", "list_id"),
+    ForeignKeyConstraint(["subscription_id", "organisation_id"], ["subscriptions.id", "subscriptions.organisation_id"]),
+    ForeignKeyConstraint(["list_id", "organisation_id"], ["follow_lists.id", "follow_lists.organisation_id"]),
+    Index(None, "list_id"),
+    comment="Lists that filters of subscriptions name: of the same organisation, and there as long as they are named",
 )

@@ -7,7 +7,7 @@
 Nothing is poison: whatever a message holds, it ends as one of the three, and is acknowledged after the commit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -15,6 +15,7 @@ from uuid import UUID
 
 import asyncpg
 
+from broker.ingest.verification import verify
 from broker.ingest.view import View
 from broker.storage import acceptance
 from broker.storage.acceptance import DELIVERY_COLUMNS, EVENT_COLUMNS, Rejection
@@ -84,6 +85,13 @@ class _Candidate:
     matches: list[tuple[int, int | None, UUID]]
     """(subscription, lane, grant)"""
 
+    @property
+    def subscriptions(self) -> list[int]:
+        return [match[0] for match in self.matches]
+
+    def drop(self, subscriptions: Collection[int]) -> None:
+        self.matches = [match for match in self.matches if match[0] not in subscriptions]
+
 
 class Acceptor:
     """Accepts batches. One at a time for each ingest queue keeps the queue's order."""
@@ -115,29 +123,27 @@ class Acceptor:
             await acceptance.enter_gate(connection)
             head = await acceptance.read_head(connection, len(batch))
             await self._view.catch_up(head.version)
-            results, candidates = self._sort(batch, head.event_keys)
+            judged, candidates = self._sort(batch, head.event_keys)
             new = (
                 await acceptance.claim_ids(connection, [c.digest for c in candidates.values()], list(candidates))
                 if candidates
                 else set()
             )
             accepted = {key: candidate for key, candidate in candidates.items() if key in new}
+            await self._verify(connection, accepted)
             await self._write(connection, accepted)
-            rejections = [self._rejection(m, r) for m, r in zip(batch, results, strict=True) if isinstance(r, Rejected)]
+            rejections = [self._rejection(m, r) for m, r in zip(batch, judged, strict=True) if isinstance(r, Rejected)]
             if rejections:
                 await acceptance.reject(connection, rejections)
-        finished: list[Result] = []
-        for result in results:
-            if isinstance(result, Accepted) and result.event_key not in new:
-                finished.append(Duplicate())
-            else:
-                finished.append(result)
-        _count(finished, accepted)
-        return finished
+        results = [each if isinstance(each, Rejected | Duplicate) else _result(each, accepted) for each in judged]
+        _count(results, accepted)
+        return results
 
-    def _sort(self, batch: Sequence[Message], keys: Sequence[int]) -> tuple[list[Result], dict[int, _Candidate]]:
-        """Judge and match each message; of one event twice in a batch the first is the candidate."""
-        results: list[Result] = []
+    def _sort(
+        self, batch: Sequence[Message], keys: Sequence[int]
+    ) -> tuple[list[int | Duplicate | Rejected], dict[int, _Candidate]]:
+        """Judge and match each message; of one event twice in a batch the first is the candidate, by its key."""
+        results: list[int | Duplicate | Rejected] = []
         candidates: dict[int, _Candidate] = {}
         seen: set[bytes] = set()
         now = datetime.now(UTC)
@@ -150,7 +156,7 @@ class Acceptor:
             else:
                 seen.add(judged.digest)
                 candidates[key] = judged
-                results.append(Accepted(key, tuple(match[0] for match in judged.matches)))
+                results.append(key)
         return results, candidates
 
     def _judge(self, message: Message, now: datetime) -> _Candidate | Rejected:
@@ -182,6 +188,16 @@ class Acceptor:
                 matches.append((key, _lane_for(entry.ordering, lane), grant))
         digest = self._fingerprints.event(event.source, event.id)
         return _Candidate(event, organisation.id, digest, lane, matches)
+
+    async def _verify(self, connection: asyncpg.Connection, accepted: dict[int, _Candidate]) -> None:
+        subscriptions = self._view.directory.subscriptions
+        await verify(
+            connection,
+            self._view.index,
+            self._fingerprints,
+            lambda key: subscriptions[key].organisation_id,
+            accepted.values(),
+        )
 
     async def _write(self, connection: asyncpg.Connection, accepted: dict[int, _Candidate]) -> None:
         if not accepted:
@@ -246,6 +262,11 @@ def _lane_for(ordering: Ordering, lane: int | None) -> int | None:
 def _storable(words: str) -> str:
     """What PostgreSQL can keep as text: a name with a NUL in it would else make its message poison."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in words)
+
+
+def _result(key: int, accepted: dict[int, _Candidate]) -> Result:
+    candidate = accepted.get(key)
+    return Duplicate() if candidate is None else Accepted(key, tuple(candidate.subscriptions))
 
 
 def _count(results: Sequence[Result], accepted: dict[int, _Candidate]) -> None:

@@ -8,6 +8,7 @@ deduplication recognises what had been committed.
 import asyncio
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import aio_pika
@@ -33,6 +34,10 @@ class IngestSettings(BaseModel):
 
     batch_max: int = Field(default=500, ge=1, le=5000, description="Most messages in one commit.")
     lease_seconds: float = Field(default=6, ge=1, le=60, description="How long a queue stays with a silent process.")
+    follow_dir: Path | None = Field(
+        default=None,
+        description="Directory for arrays of follow lists, shared by processes; without it each reads them at start.",
+    )
 
 
 @dataclass(slots=True)

@@ -5,6 +5,9 @@ hit is verified before anything is sent; it never misses. The arrays hold no sub
 
     header | buckets: uint32 × (2^bits + 1) | lows: uint32 × count | lists: uint32 × count | names: JSON
 
+The header holds two numbers of whoever makes it: up to which change (`sequence`), and in which history of changes
+(`mark`) the arrays are right.
+
 A fingerprint's first `bits` bits choose the bucket, its last 32 are stored in order within it: 8 bytes for a subject
 on a list, and about one more for the buckets.
 """
@@ -16,12 +19,12 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from hashlib import blake2s
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
-MAGIC: Final = b"bode-follows-1\0\0"
-_HEADER: Final = struct.Struct("<16sBxxxIQQ")
+MAGIC: Final = b"bode-follows-2\0\0"
+_HEADER: Final = struct.Struct("<16sBxxxIQQQ")
 _LOW: Final = 0xFFFF_FFFF
 _FEWEST_BITS: Final = 16
 _MOST_BITS: Final = 26
@@ -34,6 +37,13 @@ Numbers: TypeAlias = "array[int] | memoryview"
 
 class NotFollowLists(ValueError):
     """The bytes are not follow lists of this form, or not whole."""
+
+
+class Marking(Protocol):
+    """Gives subjects their fingerprints."""
+
+    def of(self, subject: str) -> int:
+        """The keyed 64-bit fingerprint of one subject."""
 
 
 class Fingerprints:
@@ -62,7 +72,7 @@ class Base:
         view = memoryview(content)
         if len(view) < _HEADER.size:
             raise NotFollowLists("too short")
-        magic, self.bits, self.count, self.sequence, names_size = _header(view)
+        magic, self.bits, self.count, self.sequence, self.mark, names_size = _header(view)
         sizes = [4 * ((1 << self.bits) + 1), 4 * self.count, 4 * self.count, names_size]
         if magic != MAGIC or len(view) != _HEADER.size + sum(sizes):
             raise NotFollowLists("another form, or not whole")
@@ -87,9 +97,9 @@ class Base:
         return found
 
 
-def _header(view: memoryview) -> tuple[bytes, int, int, int, int]:
-    magic, bits, count, sequence, names_size = _HEADER.unpack_from(view)
-    return magic, bits, count, sequence, names_size
+def _header(view: memoryview) -> tuple[bytes, int, int, int, int, int]:
+    magic, bits, count, sequence, mark, names_size = _HEADER.unpack_from(view)
+    return magic, bits, count, sequence, mark, names_size
 
 
 class FollowLists:
@@ -98,7 +108,7 @@ class FollowLists:
     Every change given to `add` and `remove` must be a real one: a subject that was not, or was, on the list.
     """
 
-    def __init__(self, fingerprints: Fingerprints, base: Base | None = None) -> None:
+    def __init__(self, fingerprints: Marking, base: Base | None = None) -> None:
         """Start from a base, or from nothing."""
         self._fingerprint = fingerprints.of
         self._base = base or Base(b"".join(map(bytes, _pack([], [], [], 0, _FEWEST_BITS))))
@@ -108,6 +118,16 @@ class FollowLists:
     def changed(self) -> int:
         """Subjects in the delta: past some tens of thousands it is time to merge."""
         return len(self._delta)
+
+    @property
+    def based(self) -> int:
+        """Entries of the base: subjects, once for each list."""
+        return self._base.count
+
+    @property
+    def sequence(self) -> int:
+        """Up to which change the base is right."""
+        return self._base.sequence
 
     def lists_of(self, subject: str) -> tuple[str, ...]:
         """The lists that seem to hold the subject, each once."""
@@ -128,17 +148,29 @@ class FollowLists:
 
     def add(self, list_id: str, subject: str) -> None:
         """A subject has come onto a list."""
-        self._change(list_id, subject, 1)
+        self.change(list_id, self._fingerprint(subject), 1)
 
     def remove(self, list_id: str, subject: str) -> None:
         """A subject has left a list."""
-        self._change(list_id, subject, -1)
+        self.change(list_id, self._fingerprint(subject), -1)
 
-    def merged(self, sequence: int) -> Iterator[Chunk]:
+    def change(self, list_id: str, fingerprint: int, step: int) -> None:
+        """A subject of which only the fingerprint is known has come onto a list (1) or left it (-1).
+
+        Of two subjects with one fingerprint on one list each counts.
+        """
+        change = self._delta.setdefault(fingerprint, {})
+        change[list_id] = change.get(list_id, 0) + step
+        if not change[list_id]:
+            del change[list_id]
+            if not change:
+                del self._delta[fingerprint]
+
+    def merged(self, sequence: int, mark: int = 0) -> Iterator[Chunk]:
         """The parts of a file with everything in it, applied up to `sequence`; the delta must rest meanwhile."""
-        return _merge(self._base, self._delta, sequence)
+        return _merge(self._base, self._delta, sequence, mark)
 
-    def rebased(self, fingerprints: Fingerprints, base: Base, before: dict[int, dict[str, int]]) -> FollowLists:
+    def rebased(self, fingerprints: Marking, base: Base, before: dict[int, dict[str, int]]) -> FollowLists:
         """The same lists on a new base made when the delta was `before`; what came later stays in the delta."""
         fresh = FollowLists(fingerprints, base)
         for fingerprint, change in self._delta.items():
@@ -163,50 +195,55 @@ class FollowLists:
         """A copy of the changes since the base."""
         return {fingerprint: dict(change) for fingerprint, change in self._delta.items()}
 
-    def _change(self, list_id: str, subject: str, step: int) -> None:
-        fingerprint = self._fingerprint(subject)
-        change = self._delta.setdefault(fingerprint, {})
-        change[list_id] = change.get(list_id, 0) + step
-        if not change[list_id]:
-            del change[list_id]
-            if not change:
-                del self._delta[fingerprint]
 
+class Builder:
+    """Makes a base from lists and fingerprints that come in any order; 12 bytes for each are held meanwhile."""
 
-def build(entries: Iterable[tuple[str, str]], fingerprints: Fingerprints, sequence: int) -> Iterator[Chunk]:
-    """The parts of a file from lists and their subjects, in any order; 12 bytes an entry are held meanwhile."""
-    numbers: dict[str, int] = {}
-    heaps = [(array("Q"), array("I")) for _ in range(256)]
-    of = fingerprints.of
-    for name, subject in entries:
-        fingerprint = of(subject)
-        number = numbers.setdefault(name, len(numbers))
-        marks, lists = heaps[fingerprint >> 56]
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self._numbers: dict[str, int] = {}
+        self._heaps = [(array("Q"), array("I")) for _ in range(256)]
+
+    def add(self, list_id: str, fingerprint: int) -> None:
+        """A subject with this fingerprint is on the list."""
+        marks, lists = self._heaps[fingerprint >> 56]
         marks.append(fingerprint)
-        lists.append(number)
-    bits = _bits_for(sum(len(marks) for marks, _ in heaps))
-    buckets, lows, places = array("I", [0]), array("I"), array("I")
-    shift, each = 64 - bits, 1 << (bits - 8)
-    for heap in range(256):
-        marks, lists = heaps[heap]
-        heaps[heap] = (array("Q"), array("I"))
-        rows = sorted(
-            [
-                ((mark >> shift) << 64) | ((mark & _LOW) << 32) | number
-                for mark, number in zip(marks, lists, strict=True)
-            ]
-        )
-        before = len(lows)
-        lows.extend([(row >> 32) & _LOW for row in rows])
-        places.extend([row & _LOW for row in rows])
-        counts = [0] * each
-        first = heap * each
-        for row in rows:
-            counts[(row >> 64) - first] += 1
-        for count in counts:
-            before += count
-            buckets.append(before)
-    return _join(bits, sequence, [buckets], [lows], [places], len(lows), list(numbers))
+        lists.append(self._numbers.setdefault(list_id, len(self._numbers)))
+
+    def parts(self, sequence: int, mark: int = 0) -> Iterator[Chunk]:
+        """The parts of a file; it can be made once, because what was held is given back on the way."""
+        bits = _bits_for(sum(len(marks) for marks, _ in self._heaps))
+        buckets, lows, places = array("I", [0]), array("I"), array("I")
+        shift, each = 64 - bits, 1 << (bits - 8)
+        for heap in range(256):
+            marks, lists = self._heaps[heap]
+            self._heaps[heap] = (array("Q"), array("I"))
+            rows = sorted(
+                [
+                    ((value >> shift) << 64) | ((value & _LOW) << 32) | number
+                    for value, number in zip(marks, lists, strict=True)
+                ]
+            )
+            before = len(lows)
+            lows.extend([(row >> 32) & _LOW for row in rows])
+            places.extend([row & _LOW for row in rows])
+            counts = [0] * each
+            first = heap * each
+            for row in rows:
+                counts[(row >> 64) - first] += 1
+            for count in counts:
+                before += count
+                buckets.append(before)
+        return _join(bits, (sequence, mark), [buckets], [lows], [places], len(lows), list(self._numbers))
+
+
+def build(entries: Iterable[tuple[str, str]], fingerprints: Marking, sequence: int) -> Iterator[Chunk]:
+    """The parts of a file from lists and their subjects, in any order."""
+    builder = Builder()
+    add, of = builder.add, fingerprints.of
+    for list_id, subject in entries:
+        add(list_id, of(subject))
+    return builder.parts(sequence)
 
 
 def _bits_for(count: int) -> int:
@@ -215,7 +252,7 @@ def _bits_for(count: int) -> int:
 
 def _join(
     bits: int,
-    sequence: int,
+    version: tuple[int, int],
     buckets: Iterable[Numbers],
     lows: Iterable[Numbers],
     lists: Iterable[Numbers],
@@ -223,7 +260,7 @@ def _join(
     names: list[str],
 ) -> Iterator[Chunk]:
     encoded = msgspec.json.encode(names)
-    yield _HEADER.pack(MAGIC, bits, count, sequence, len(encoded))
+    yield _HEADER.pack(MAGIC, bits, count, *version, len(encoded))
     for part in (*buckets, *lows, *lists):
         yield memoryview(part).cast("B")
     yield encoded
@@ -231,10 +268,10 @@ def _join(
 
 def _pack(buckets: list[int], lows: list[int], lists: list[int], sequence: int, bits: int) -> Iterator[Chunk]:
     filled = array("I", buckets or [0] * ((1 << bits) + 1))
-    return _join(bits, sequence, [filled], [array("I", lows)], [array("I", lists)], len(lows), [])
+    return _join(bits, (sequence, 0), [filled], [array("I", lows)], [array("I", lists)], len(lows), [])
 
 
-def _merge(base: Base, delta: dict[int, dict[str, int]], sequence: int) -> Iterator[Chunk]:
+def _merge(base: Base, delta: dict[int, dict[str, int]], sequence: int, mark: int) -> Iterator[Chunk]:
     """Copy runs of untouched buckets whole and write the touched ones anew; the number of buckets stays."""
     bits = base.bits
     names = list(base.names)
@@ -266,7 +303,7 @@ def _merge(base: Base, delta: dict[int, dict[str, int]], sequence: int) -> Itera
         shift += len(rows) - (end - start)
         buckets.append(end + shift)
         done = bucket + 1
-    return _join(bits, sequence, [buckets], lows, lists, base.count + shift, names)
+    return _join(bits, (sequence, mark), [buckets], lows, lists, base.count + shift, names)
 
 
 def _changed(rows: list[tuple[int, int]], changes: list[tuple[int, int, int]]) -> list[tuple[int, int]]:

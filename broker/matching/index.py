@@ -146,6 +146,11 @@ class Index:
         context = Context(event.attributes, event.body, self._lists_of)
         return Explanation(tuple(alternative(each, context) for each in self._conjunctions(key)))
 
+    def followers(self, keys: Iterable[int]) -> list[int]:
+        """Those of the keys whose filters name a follow list; what they match may rest on hits."""
+        following = self._following
+        return [key for key in keys if key in following] if following else []
+
     def hits(self, event: Event, keys: Iterable[int]) -> set[Hit]:
         """Follow lists and subjects that matches rest on: to be verified before a delivery gets its number.
 

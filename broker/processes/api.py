@@ -10,9 +10,11 @@ from broker.api.context import BrokerContext
 from broker.delivery.client import Target
 from broker.delivery.fence import Fence, FenceError
 from broker.ingest.accept import Acceptor
+from broker.ingest.following import Following
 from broker.ingest.publishing import AmqpPublisher, DirectPublisher, Publisher
 from broker.ingest.view import View
 from broker.ingest.wake import Waker
+from broker.matching.index import cost
 from broker.processes.resources import Resources, open_resources
 from broker.processes.serving import Site, status_routes, tell_ready
 from broker.processes.workers import Readiness, run_workers, stop_on_signals
@@ -37,15 +39,19 @@ async def run(settings: Settings) -> None:
     async with open_resources(
         settings, name=leases.application_name(uuid4()), session=session, pool_size=4
     ) as resources:
-        view = View(resources.engine)
-        await view.load()
         waker = Waker(resources.pool)
+        workers = {"waker": waker.run}
         publisher: Publisher
         if settings.amqp.url is not None:
+            view = View(resources.engine)  # nothing is matched here
             publisher = AmqpPublisher(settings.amqp)
         else:
+            following = Following(resources.engine, resources.fingerprints, settings.ingest.follow_dir)
+            workers["follow-lists"] = following.run
+            view = View(resources.engine, following)
             acceptor = Acceptor(resources.pool, view, resources.keys, resources.fingerprints)
             publisher = DirectPublisher(acceptor, waker.queue, settings.ingest.batch_max)
+        await view.load()
         readiness = Readiness({"database": resources.database_answers, "publisher": publisher.ready})
         app = create_app(
             _context(resources),
@@ -66,7 +72,7 @@ async def run(settings: Settings) -> None:
             """Requests under way are finished by the site when it is cancelled."""
 
         await run_workers(
-            {"site": site.run, "publisher": publisher.run, "waker": waker.run, "announce": announce},
+            workers | {"site": site.run, "publisher": publisher.run, "announce": announce},
             stop=stop,
             drain=drain,
         )
@@ -114,6 +120,7 @@ def _context(resources: Resources) -> Context:
         settings=resources.settings.api,
         callers=Callers(resources.engine, resources.settings.api),
         check_sink=check_sink,
+        count_evaluated=lambda condition: cost(condition).evaluated_always,
         health_of=health_of,
         cancel_ungranted=people.cancel_ungranted,
         cancel_subscription=people.cancel_subscription,

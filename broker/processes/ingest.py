@@ -8,6 +8,7 @@ from uuid import uuid4
 from broker.ingest import amqp
 from broker.ingest.accept import Acceptor
 from broker.ingest.consumer import BROKER_TROUBLE, QueueConsumer
+from broker.ingest.following import Following
 from broker.ingest.view import View
 from broker.ingest.wake import Waker
 from broker.leasing import Leasing
@@ -76,7 +77,8 @@ async def run(settings: Settings) -> None:
     ) as resources:
         queues = await installation.fixed_number(resources.pool, "ingest-queues", settings.amqp.queues)
         await _declare(settings, queues)
-        view = View(resources.engine)
+        following = Following(resources.engine, resources.fingerprints, settings.ingest.follow_dir)
+        view = View(resources.engine, following)
         await view.load()
         acceptor = Acceptor(resources.pool, view, resources.keys, resources.fingerprints)
         waker = Waker(resources.pool)
@@ -115,6 +117,7 @@ async def run(settings: Settings) -> None:
                 "leases": leasing.run,
                 "consumers": consumers.watch,
                 "waker": waker.run,
+                "follow-lists": following.run,
                 "site": site.run,
                 "queues": lambda: _count_queues(settings, leasing),
                 "announce": announce,

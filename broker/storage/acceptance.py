@@ -31,6 +31,21 @@ RETURNING event_key
 """
 """Promise 4: of one source+id one transaction ever gets its key back; a concurrent one waits, then gets nothing."""
 
+_VERIFY = """
+SELECT list.id IS NOT NULL AS known,
+       list.organisation_id = asked.organisation_id AND EXISTS (
+           SELECT FROM followed_subjects AS followed
+           WHERE followed.list_id = asked.list_id AND followed.digest = asked.digest
+       ) AS holds
+FROM unnest($1::uuid[], $2::uuid[], $3::bytea[]) WITH ORDINALITY
+     AS asked (organisation_id, list_id, digest, place)
+LEFT JOIN follow_lists AS list ON list.id = asked.list_id
+ORDER BY asked.place
+"""
+"""Whether a list is this organisation's and holds this subject, told for each that is asked, by primary key.
+
+The change gate is held, so the answer is as of the version that was matched with."""
+
 _TAKE_NUMBERS = """
 INSERT INTO subscription_numbers AS numbers (subscription, last_sequence)
 SELECT subscription, amount FROM unnest($1::bigint[], $2::bigint[]) AS new (subscription, amount) ORDER BY subscription
@@ -55,6 +70,10 @@ _WAKE = f"SELECT pg_notify('{DELIVERIES_CHANNEL}', payload) FROM unnest($1::text
 
 EVENT_COLUMNS = ("key", "organisation_id", "source", "id", "type", "bytes", "lane", "body")
 DELIVERY_COLUMNS = ("subscription", "sequence", "event_key", "lane", "grant_id")
+
+
+class UnknownFollowList(LookupError):
+    """A filter names a list that isn't there: not a reason for no delivery, but something that can't be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +115,20 @@ async def read_head(connection: asyncpg.Connection, events: int) -> Head:
 async def claim_ids(connection: asyncpg.Connection, digests: Sequence[bytes], keys: Sequence[int]) -> set[int]:
     """Claim events by digest; the keys of those that are new."""
     return {row[0] for row in await connection.fetch(_CLAIM_IDS, digests, keys)}
+
+
+async def verify_follows(
+    connection: asyncpg.Connection, organisations: Sequence[UUID], lists: Sequence[str], digests: Sequence[bytes]
+) -> list[bool]:
+    """Whether each list is the organisation's and holds the subject with the digest, in one query.
+
+    Raises:
+        UnknownFollowList: when there is no such list.
+    """
+    rows = await connection.fetch(_VERIFY, organisations, lists, digests)
+    if len(rows) != len(lists) or not all(row["known"] for row in rows):
+        raise UnknownFollowList("a follow list that a filter names is not in the database")
+    return [bool(row["holds"]) for row in rows]
 
 
 async def take_numbers(connection: asyncpg.Connection, amounts: dict[int, int]) -> dict[int, int]:

@@ -31,6 +31,7 @@ from broker.delivery.fence import Fence
 from broker.ingest import amqp
 from broker.ingest.amqp import AmqpSettings
 from broker.ingest.publishing import message_of
+from broker.matching.index import cost
 from broker.migrations import migrate
 from broker.tools.bench_sink import Sink
 from broker.tools.identities import PROVIDERS, prepare
@@ -45,6 +46,7 @@ from subscriptions import life_cycle
 from subscriptions import subscriptions as service
 from subscriptions.change_log import changing
 from subscriptions.database import DatabaseSettings, create_engine
+from subscriptions.filter_rules import FilterRules
 from subscriptions.organisations import find_organisation
 from subscriptions.secrets import KeyRing, generate_encryption_key
 from subscriptions.sink_urls import SinkRules
@@ -200,11 +202,12 @@ class _Run:
                 provider = await find_organisation(connection, oin=PROVIDERS["gemeente"])
                 assert provider is not None
                 rules = SinkRules(allow_http=True, check=lambda _: None)
+                filters = FilterRules(lambda condition: cost(condition).evaluated_always, most_evaluated=0)
                 for number in range(self._workload.fan_out):
                     url = f"http://127.0.0.1:{self._sink.port}/sink/{number}"
                     body = SubscriptionBody.model_validate({"sink": url, "protocol": "HTTP", "types": [_TYPE]})
                     made, _ = await service.create(
-                        connection, body, organisation_id=provider.id, keys=keys, sinks=rules
+                        connection, body, organisation_id=provider.id, keys=keys, sinks=rules, filters=filters
                     )
                     await life_cycle.activate(connection, _id(made), sink=url)
                 count = (await connection.execute(select(subscriptions.c.id))).all()

@@ -190,6 +190,7 @@ class _Installation:
         if self._with_demo:
             environment.setdefault("BODE_FENCE_ALLOW", json.dumps(["127.0.0.0/8", "::1/128"]))
             environment.setdefault("BODE_API_ALLOW_HTTP_SINKS", "true")
+        environment.setdefault("BODE_INGEST_FOLLOW_DIR", str(self._data_dir / "follow-lists"))
         environment["BODE_SERVE_HOST"] = "127.0.0.1"
         environment["BODE_SERVE_PORT"] = str(self._choose_port())
         environment["BODE_SERVE_METRICS_PORT"] = "0"

@@ -60,7 +60,7 @@ async def create_subscription(
     own = caller.own
     async with context.changing() as connection:
         row, secret = await service.create(
-            connection, body, organisation_id=own.id, keys=context.keys, sinks=context.sinks
+            connection, body, organisation_id=own.id, keys=context.keys, sinks=context.sinks, filters=context.filters
         )
     members = _members(request, row, own.oin, Health.of_nothing(), caller)
     response.headers["Location"] = members["url"]
@@ -144,7 +144,7 @@ async def replace_subscription(
         row = await _to_change(connection, id, own.id, expected)
         if body.secret is not None and body.secret != service.secret_of(row, context.keys):
             raise InvalidInput.field("/secret", "read-only", "can't be set: POST to its secret to have a new one")
-        row = await service.replace(connection, row, body, sinks=context.sinks)
+        row = await service.replace(connection, row, body, sinks=context.sinks, filters=context.filters)
     return await _answer(request, response, row, own.oin, caller)
 
 
@@ -179,7 +179,9 @@ async def change_subscription(
     async with context.changing() as connection:
         row = await _to_change(connection, id, own.id, expected)
         if content:
-            row = await service.replace(connection, row, service.merged(row, content), sinks=context.sinks)
+            row = await service.replace(
+                connection, row, service.merged(row, content), sinks=context.sinks, filters=context.filters
+            )
         if body.status is not None and body.status != row.status:
             step = life_cycle.pause if body.status == Status.PAUSED.value else life_cycle.resume
             await step(connection, id)

@@ -13,6 +13,7 @@ import asyncpg
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from broker.matching.index import cost
 from schemas.identifiers import sample_oin
 from schemas.resources import Health
 from subscriptions import grants, organisations
@@ -74,6 +75,7 @@ class World:
             settings=self.settings,
             callers=callers,
             check_sink=lambda url: "must not be this host" if "forbidden.example" in url else None,
+            count_evaluated=lambda condition: cost(condition).evaluated_always,
             health_of=self._health_of,
             cancel_ungranted=self._cancel_ungranted,
             cancel_subscription=self._cancel_subscription,

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 from managing import World, database, subscription, world
 
+from schemas.filters import FOLLOWS
 from schemas.problems import PROBLEM_JSON
 
 
@@ -26,7 +27,7 @@ BAD_BODIES: list[tuple[str, Any, str]] = [
     ("two dialects in one", {"filters": [{"exact": {"a": "b"}, "prefix": {"a": "b"}}]}, "/filters/0"),
     ("filter that is a string", {"filters": ["x"]}, "/filters/0"),
     ("filters that are an object", {"filters": {"exact": {"a": "b"}}}, "/filters"),
-    ("follow list that can't exist yet", {"filters": [{"urn:bode:filter:follows": {"subject": "x"}}]}, "/filters"),
+    ("follow list that is not there", {"filters": [{FOLLOWS: {"subject": "x"}}]}, f"/filters/0/{FOLLOWS}/subject"),
     ("relative sink", {"sink": "/hook"}, "/sink"),
     ("sink without a host", {"sink": "https:///hook"}, "/sink"),
     ("sink of another scheme", {"sink": "ftp://afnemer.example/hook"}, "/sink"),
