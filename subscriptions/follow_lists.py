@@ -25,8 +25,8 @@ from subscriptions.database import AnyRow
 from subscriptions.follow_steps import FINGERPRINT_BYTES
 from subscriptions.tables import follow_changes, follow_lists, followed_subjects, subscription_follow_lists
 
-MOST_AT_ONCE: Final = 10_000
-"""Subjects in one call: as many as every process can take in without acceptance being held up noticeably."""
+MOST_AT_ONCE: Final = 2_000
+"""Subjects in one call: more would hold acceptance up noticeably, since no event is accepted during a change."""
 LONGEST_SUBJECT: Final = 4_096
 
 SubjectDigest: TypeAlias = Callable[[str], bytes]

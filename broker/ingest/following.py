@@ -66,7 +66,7 @@ class Following:
         async with self._lock:
             found = await self._from_file()
             self._put(*(found or await self._caught_up(await self._rebuilt())))
-        log().info("follow-lists-loaded", subjects=self._lists.based, file=found is not None)
+        log().info("follow-lists-loaded", subjects=self._lists.base.count, file=found is not None)
 
     async def catch_up(self, version: int) -> None:
         """Apply what has changed, to `version` of the change log or later; half of a change is never seen.
@@ -114,7 +114,7 @@ class Following:
         base = await self._newer() or await self._merged()
         async with self._lock:
             self._put(*await self._caught_up(base))
-        log().info("follow-lists-merged", subjects=self._lists.based, unmerged=self._lists.changed)
+        log().info("follow-lists-merged", subjects=self._lists.base.count, unmerged=self._lists.changed)
 
     async def remove_deleted(self) -> None:
         """Take a portion of subjects off each deleted list."""
@@ -154,7 +154,7 @@ class Following:
     async def _newer(self) -> Base | None:
         """Arrays that another process has made meanwhile."""
         async with snapshot(self._engine) as connection:
-            for base in await self._files(connection, newer_than=self._lists.sequence):
+            for base in await self._files(connection, newer_than=self._lists.base.sequence):
                 if await count_steps(connection, base.sequence) < self._merge_at:
                     return base
         return None
@@ -188,12 +188,17 @@ class Following:
 
     async def _merged(self) -> Base:
         """New arrays of the present ones with their changes."""
-        if self._lists.crowded:
+        base = self._lists.base
+        async with snapshot(self._engine) as connection:
+            changes = await _steps(connection, base.sequence)
+            mark = None if changes is None else await self._mark(connection, changes[0])
+        if changes is None or self._lists.crowded:
             return await self._rebuilt()
-        frozen, version = self._lists.snapshot(), self.version
-        async with self._engine.connect() as connection:
-            mark = await self._mark(connection, version)
-        return await asyncio.to_thread(self._keep, lambda: frozen.merged(version, mark or 0), version, mark)
+        version, steps = changes
+        # the changes are applied anew, because copying those in use would hold up acceptance
+        return await asyncio.to_thread(
+            self._keep, lambda: self._on(base, steps).merged(version, mark or 0), version, mark
+        )
 
     async def _rebuilt(self) -> Base:
         """New arrays of what PostgreSQL holds."""
@@ -219,14 +224,21 @@ class Following:
         """Write a version and map it; without a folder, or without a mark to know it by, keep it in memory."""
         parts = make()
         if self._folder is None or mark is None:
-            return Base(b"".join(parts))
+            return _in_memory(parts)
         try:
             path = follow_files.write_version(self._folder, version, parts)
         except FileExistsError:  # another process is writing the same
-            return Base(b"".join(parts))
+            return _in_memory(parts)
         base = Base(follow_files.map_version(path))
         follow_files.remove_older(self._folder, version)
         return base
+
+
+def _in_memory(parts: Iterable[Chunk]) -> Base:
+    content = bytearray()  # joining would first hold all of the parts at once
+    for part in parts:
+        content += part
+    return Base(memoryview(content))
 
 
 async def _steps(connection: AsyncConnection, since: int) -> tuple[int, Sequence[Step]] | None:

@@ -17,8 +17,10 @@ from __future__ import annotations
 import struct
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2s
+from itertools import chain, groupby
+from operator import itemgetter
 from typing import Final, Protocol, TypeAlias
 
 import msgspec
@@ -120,14 +122,9 @@ class FollowLists:
         return len(self._delta)
 
     @property
-    def based(self) -> int:
-        """Entries of the base: subjects, once for each list."""
-        return self._base.count
-
-    @property
-    def sequence(self) -> int:
-        """Up to which change the base is right."""
-        return self._base.sequence
+    def base(self) -> Base:
+        """The arrays below the changes."""
+        return self._base
 
     def lists_of(self, subject: str) -> tuple[str, ...]:
         """The lists that seem to hold the subject, each once."""
@@ -261,7 +258,7 @@ def _join(
 ) -> Iterator[Chunk]:
     encoded = msgspec.json.encode(names)
     yield _HEADER.pack(MAGIC, bits, count, *version, len(encoded))
-    for part in (*buckets, *lows, *lists):
+    for part in chain(buckets, lows, lists):
         yield memoryview(part).cast("B")
     yield encoded
 
@@ -272,42 +269,72 @@ def _pack(buckets: list[int], lows: list[int], lists: list[int], sequence: int, 
 
 
 def _merge(base: Base, delta: dict[int, dict[str, int]], sequence: int, mark: int) -> Iterator[Chunk]:
-    """Copy runs of untouched buckets whole and write the touched ones anew; the number of buckets stays."""
+    """Copy runs of untouched buckets whole and write the touched ones anew; the number of buckets stays.
+
+    What is kept meanwhile are a few flat arrays, and what is sorted are small parts: collecting the garbage of many
+    small objects, or sorting all at once, would hold up whoever else runs in the process.
+    """
     bits = base.bits
     names = list(base.names)
     numbers = {name: number for number, name in enumerate(names)}
-    touched: dict[int, list[tuple[int, int, int]]] = {}
+    heaps: list[list[tuple[int, int, int, int]]] = [[] for _ in range(256)]
     for fingerprint, change in delta.items():
         for name, step in change.items():
             if name not in numbers:
                 numbers[name] = len(names)
                 names.append(name)
-            touched.setdefault(fingerprint >> (64 - bits), []).append((fingerprint & _LOW, numbers[name], step))
-    lows: list[Numbers] = []
-    lists: list[Numbers] = []
-    buckets = array("I", [0])
+            heaps[fingerprint >> 56].append((fingerprint >> (64 - bits), fingerprint & _LOW, numbers[name], step))
+    touched, ends, lows, lists = array("I"), array("I", [0]), array("I"), array("I")
+    count = base.count
+    for bucket, group in groupby(chain.from_iterable(map(sorted, heaps)), itemgetter(0)):
+        start, end = base.buckets[bucket], base.buckets[bucket + 1]
+        rows = sorted(_changed(list(zip(base.lows[start:end], base.lists[start:end], strict=True)), group))
+        touched.append(bucket)
+        lows.extend([low for low, _ in rows])
+        lists.extend([number for _, number in rows])
+        ends.append(len(lows))
+        count += len(rows) - (end - start)
+    return _join(
+        bits,
+        (sequence, mark),
+        _shifted(base, touched, ends),
+        _spliced(base.lows, base, touched, lows, ends),
+        _spliced(base.lists, base, touched, lists, ends),
+        count,
+        names,
+    )
+
+
+def _shifted(base: Base, touched: Sequence[int], ends: Sequence[int]) -> Iterator[Numbers]:
+    """Where each bucket ends when the touched ones have been replaced."""
+    yield array("I", [0])
     shift = done = 0
-    for bucket in [*sorted(touched), 1 << bits]:
-        start = base.buckets[bucket]
-        lows.append(base.lows[base.buckets[done] : start])
-        lists.append(base.lists[base.buckets[done] : start])
+    for place, bucket in enumerate([*touched, 1 << base.bits]):
         for at in range(done + 1, bucket + 1, _ROUND):
-            run = base.buckets[at : min(at + _ROUND, bucket + 1)].tolist()
-            buckets.extend([offset + shift for offset in run] if shift else run)
-        if bucket == 1 << bits:
-            break
-        end = base.buckets[bucket + 1]
-        rows = sorted(_changed(list(zip(base.lows[start:end], base.lists[start:end], strict=True)), touched[bucket]))
-        lows.append(array("I", [low for low, _ in rows]))
-        lists.append(array("I", [number for _, number in rows]))
-        shift += len(rows) - (end - start)
-        buckets.append(end + shift)
+            run = base.buckets[at : min(at + _ROUND, bucket + 1)]
+            yield array("I", [offset + shift for offset in run]) if shift else run
+        if bucket == 1 << base.bits:
+            return
+        start, end = base.buckets[bucket], base.buckets[bucket + 1]
+        shift += (ends[place + 1] - ends[place]) - (end - start)
+        yield array("I", [end + shift])
         done = bucket + 1
-    return _join(bits, (sequence, mark), [buckets], lows, lists, base.count + shift, names)
 
 
-def _changed(rows: list[tuple[int, int]], changes: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
-    for low, number, step in changes:
+def _spliced(
+    column: memoryview, base: Base, touched: Sequence[int], fresh: array[int], ends: Sequence[int]
+) -> Iterator[Numbers]:
+    """A column with the rows of the touched buckets replaced."""
+    done = 0
+    for place, bucket in enumerate(touched):
+        yield column[done : base.buckets[bucket]]
+        yield fresh[ends[place] : ends[place + 1]]
+        done = base.buckets[bucket + 1]
+    yield column[done:]
+
+
+def _changed(rows: list[tuple[int, int]], changes: Iterable[tuple[int, int, int, int]]) -> list[tuple[int, int]]:
+    for _, low, number, step in sorted(changes, key=itemgetter(3), reverse=True):  # what comes before what goes
         if step > 0:
             rows += [(low, number)] * step
         else:

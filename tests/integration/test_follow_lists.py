@@ -424,7 +424,7 @@ async def test_many_changes_are_merged_into_a_new_file_that_other_processes_take
     assert first.following._lists.changed == 0
     monkeypatch.setattr(follow_files, "write_version", None)
     await second.following.tidy()
-    assert second.following._lists.sequence == version
+    assert second.following._lists.base.sequence == version
     for process in (first, second):
         assert await process.accept(*map(subject, range(90))) == wanted
 

@@ -36,7 +36,6 @@ def upgrade() -> None:
     sa.Column('list_id', sa.Uuid(), nullable=False),
     sa.Column('digest', sa.LargeBinary(length=16), nullable=False, comment='Keyed; its first 8 bytes are the fingerprint in memory'),
     sa.CheckConstraint('octet_length(digest) = 16', name=op.f('ck_followed_subjects_digest_length')),
-    sa.ForeignKeyConstraint(['list_id'], ['follow_lists.id'], name=op.f('fk_followed_subjects_list_id_follow_lists')),
     sa.PrimaryKeyConstraint('list_id', 'digest', name=op.f('pk_followed_subjects')),
     comment='Who is followed. No subject is here: who reads this without the key learns how many, not whom'
     )
