@@ -8,7 +8,7 @@ Nothing is poison: whatever a message holds, it ends as one of the three, and is
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
@@ -21,12 +21,17 @@ from broker.storage import acceptance
 from broker.storage.acceptance import DELIVERY_COLUMNS, EVENT_COLUMNS, Rejection
 from broker.storage.fingerprints import Fingerprints
 from broker.storage.sealing import seal_body
-from broker.telemetry import ACCEPTED, DUPLICATES, MATCHED, REJECTED, WARNINGS
+from broker.telemetry import ACCEPTED, DUPLICATES, MATCHED, REJECTED, UNHEADED, WARNINGS
 from schemas.cloudevents import Event, InvalidEvent
 from subscriptions.secrets import KeyRing
 from subscriptions.tables import Ordering
 
 _RETRIES: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Unstorable:
+    """In place of an event that holds what the database can't keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +42,14 @@ class Message:
     """
 
     publisher: str | None
-    content: Event | InvalidEvent
+    content: Event | InvalidEvent | Unstorable
     raw: bytes
     routing_key: str | None = None
     subject_header: str | None = None
     content_type: str | None = None
     headers: Mapping[str, Any] = field(default_factory=dict)
+    unheaded: bool = False
+    """It has a subject and came without the header that RabbitMQ partitions by."""
 
     @property
     def identity(self) -> bytes:
@@ -82,6 +89,7 @@ class _Candidate:
     organisation_id: UUID
     digest: bytes
     lane: int | None
+    unheaded: bool
     matches: list[tuple[int, int | None, UUID]]
     """(subscription, lane, grant)"""
 
@@ -113,10 +121,18 @@ class Acceptor:
         for attempt in range(_RETRIES):
             try:
                 return await self._commit(batch)
+            except asyncpg.DataError:
+                return await self._accept_one_by_one(batch)
             except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.UniqueViolationError):
                 if attempt == _RETRIES - 1:
                     raise
         raise AssertionError("unreachable")
+
+    async def _accept_one_by_one(self, batch: Sequence[Message]) -> list[Result]:
+        """One holds what the database can't keep: it is rejected, and doesn't stand in the way of the others."""
+        if len(batch) > 1:
+            return [result for message in batch for result in await self.accept([message])]
+        return await self._commit([replace(batch[0], content=Unstorable())])
 
     async def _commit(self, batch: Sequence[Message]) -> list[Result]:
         async with self._pool.acquire() as connection, connection.transaction():
@@ -163,6 +179,8 @@ class Acceptor:
         event = message.content
         if isinstance(event, InvalidEvent):
             return Rejected(event.code, event.detail, event.attribute)
+        if isinstance(event, Unstorable):
+            return Rejected("not-storable", "the event holds what the database can't keep", None)
         directory = self._view.directory
         if message.publisher is None:
             return Rejected("publisher-unknown", "the message carries no user_id that RabbitMQ has verified", None)
@@ -187,7 +205,7 @@ class Acceptor:
             if grant is not None:
                 matches.append((key, _lane_for(entry.ordering, lane), grant))
         digest = self._fingerprints.event(event.source, event.id)
-        return _Candidate(event, organisation.id, digest, lane, matches)
+        return _Candidate(event, organisation.id, digest, lane, message.unheaded, matches)
 
     async def _verify(self, connection: asyncpg.Connection, accepted: dict[int, _Candidate]) -> None:
         subscriptions = self._view.directory.subscriptions
@@ -272,6 +290,7 @@ def _result(key: int, accepted: dict[int, _Candidate]) -> Result:
 def _count(results: Sequence[Result], accepted: dict[int, _Candidate]) -> None:
     ACCEPTED.inc(len(accepted))
     MATCHED.inc(sum(len(candidate.matches) for candidate in accepted.values()))
+    UNHEADED.inc(sum(candidate.unheaded for candidate in accepted.values()))
     for candidate in accepted.values():
         for warning in candidate.event.warnings:
             WARNINGS.labels(warning).inc()

@@ -18,7 +18,6 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from broker.ingest.accept import Message
-from broker.telemetry import UNHEADED
 from schemas import cloudevents
 from schemas.cloudevents import Event, InvalidEvent
 from schemas.cloudevents_bindings import ContentMode, amqp_attributes, content_mode
@@ -141,11 +140,10 @@ def read_message(
     except InvalidEvent as error:
         content = error
     header = _text(headers.get(SUBJECT_HEADER))
-    if isinstance(content, Event) and header is None:
+    unheaded = header is None and isinstance(content, Event) and content.subject is not None
+    if header is None:
         header = _text(headers.get(_UNDERSCORE_SUBJECT_HEADER))
-        if content.subject is not None:
-            UNHEADED.inc()
-    return Message(user_id, content, body, routing_key, header, content_type, headers)
+    return Message(user_id, content, body, routing_key, header, content_type, headers, unheaded)
 
 
 def _read_event(body: bytes, headers: Mapping[str, Any], content_type: str | None, max_bytes: int) -> Event:

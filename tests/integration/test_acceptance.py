@@ -3,6 +3,7 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -324,6 +325,16 @@ async def test_no_publisher_name_is_poison(user: str, bode: Broker) -> None:
     [result] = await (await bode.acceptor()).accept([Message(user, content, uuid4().bytes)])
     assert isinstance(result, Rejected)
     assert result.code == "publisher-unknown"
+
+
+async def test_event_that_cannot_be_stored_is_rejected_and_the_rest_of_its_batch_is_accepted(bode: Broker) -> None:
+    publisher = await bode.publisher()
+    good, bad, last = publisher.message(), publisher.message(), publisher.message()
+    assert isinstance(bad.content, Event)
+    unforeseen = replace(bad.content, attributes={**bad.content.attributes, "id": "a\0b"})  # past every check of ours
+    results = await (await bode.acceptor()).accept([good, replace(bad, content=unforeseen), last])
+    assert [type(result) for result in results] == [Accepted, Rejected, Accepted]
+    assert [row["code"] for row in await rejections_of(bode, publisher)] == ["not-storable"]
 
 
 async def test_long_id_and_source_are_no_trouble(bode: Broker) -> None:

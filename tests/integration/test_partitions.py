@@ -1,13 +1,13 @@
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
+from managing import administer, sibling
 from sqlalchemy import text
 
 from broker.migrations import migrate
 from broker.storage.partitions import ensure_partitions
 from broker.storage.tables import key_at
 from subscriptions.database import DatabaseSettings, create_engine
-from tests.integration.managing import administer, sibling
 
 
 async def test_rows_that_the_default_caught_move_to_their_partition_and_the_next_days_are_made(
