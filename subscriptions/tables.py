@@ -248,8 +248,16 @@ subscription_follow_lists = Table(
     Column("list_id", Uuid, nullable=False),
     Column("organisation_id", Uuid, nullable=False),
     PrimaryKeyConstraint("subscription_id", "list_id"),
-    ForeignKeyConstraint(["subscription_id", "organisation_id"], ["subscriptions.id", "subscriptions.organisation_id"]),
-    ForeignKeyConstraint(["list_id", "organisation_id"], ["follow_lists.id", "follow_lists.organisation_id"]),
+    ForeignKeyConstraint(
+        ["subscription_id", "organisation_id"],
+        ["subscriptions.id", "subscriptions.organisation_id"],
+        name="fk_subscription_follow_lists_subscription_id_subscriptions",
+    ),
+    ForeignKeyConstraint(
+        ["list_id", "organisation_id"],
+        ["follow_lists.id", "follow_lists.organisation_id"],
+        name="fk_subscription_follow_lists_list_id_follow_lists",
+    ),
     Index(None, "list_id"),
     comment="Lists that filters of subscriptions name: of the same organisation, and there as long as they are named",
 )

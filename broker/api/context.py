@@ -8,6 +8,7 @@ from starlette.requests import Request
 
 from broker.ingest.publishing import Publisher
 from broker.ingest.view import View
+from broker.storage.fingerprints import Fingerprints
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,7 @@ class BrokerContext:
     engine: AsyncEngine
     publisher: Publisher
     view: View
+    fingerprints: Fingerprints
     event_max_bytes: int
     batch_max_bytes: int
     batch_max_events: int

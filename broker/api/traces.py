@@ -10,7 +10,7 @@ The body is opened on the server to hold a filter against it; nothing of it is s
 events that a grant covers, now and when they were accepted: otherwise filters could be used to read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -26,10 +26,11 @@ from broker.delivery.sender import delivery_id
 from broker.matching.index import Index
 from broker.matching.projection import all_attributes
 from broker.storage import evidence
+from broker.storage.fingerprints import Fingerprints
 from broker.storage.sealing import excerpt_purpose, open_body
 from broker.storage.tables import accepted_at
 from schemas.cloudevents import Event
-from schemas.filters import parse
+from schemas.filters import canonical, parse
 from schemas.problems import NotFound
 from schemas.resources.evidence import (
     Condition,
@@ -61,6 +62,8 @@ class _Accepted:
     row: Row[Any]
     content: Event
     at: datetime
+    followed: Mapping[str, tuple[str, ...]]
+    """The caller's follow lists that hold a value of the event's attributes, by value."""
 
     @property
     def key(self) -> int:
@@ -97,7 +100,9 @@ async def trace_event(
     async with context.engine.connect() as connection:
         for row in await evidence.find_events(connection, id, source):
             body = open_body(context.keys, row.key, row.body)
-            accepted = _Accepted(row, Event(all_attributes(body), body), accepted_at(row.key))
+            content = Event(all_attributes(body), body)
+            followed = await _followed(connection, broker.fingerprints, caller, content)
+            accepted = _Accepted(row, content, accepted_at(row.key), followed)
             event = await _trace(connection, broker.view.directory, context.keys, caller, accepted)
             if event is not None:
                 events.append(event)
@@ -108,6 +113,19 @@ async def trace_event(
     if not events and not rejections:
         raise NotFound
     return Trace(id=id, events=events) if rejections is None else Trace(id=id, events=events, rejections=rejections)
+
+
+async def _followed(
+    connection: AsyncConnection, fingerprints: Fingerprints, caller: Caller, event: Event
+) -> dict[str, tuple[str, ...]]:
+    if caller.organisation is None:
+        return {}
+    digests = {fingerprints.subject(text): text for text in map(canonical, event.attributes.values())}
+    lists: dict[str, tuple[str, ...]] = {}
+    for list_id, digest in await evidence.read_followed(connection, caller.organisation.id, list(digests)):
+        text = digests[digest]
+        lists[text] = (*lists.get(text, ()), str(list_id))
+    return lists
 
 
 def _is_registry(caller: Caller) -> bool:
@@ -231,7 +249,7 @@ def _why(row: Row[Any], accepted: _Accepted, explanation: Explanation | None) ->
 
 def _explain(row: Row[Any], accepted: _Accepted) -> Explanation:
     """Hold the filter of a subscription, as it is now, against the event."""
-    index = Index()
+    index = Index(lambda value: accepted.followed.get(value, ()))
     index.put(row.key, parse(row.filters, source=row.source, types=row.types or None, domain=row.domain))
     explained = index.explain(row.key, accepted.content)
     return Explanation(

@@ -56,7 +56,13 @@ async def run(settings: Settings) -> None:
         app = create_app(
             _context(resources),
             BrokerContext(
-                resources.engine, publisher, view, settings.event.max_bytes, _BATCH_MAX_BYTES, _BATCH_MAX_EVENTS
+                resources.engine,
+                publisher,
+                view,
+                resources.fingerprints,
+                settings.event.max_bytes,
+                _BATCH_MAX_BYTES,
+                _BATCH_MAX_EVENTS,
             ),
             status_routes(readiness),
         )

@@ -12,7 +12,7 @@ from sqlalchemy import Row, exists, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.storage.tables import deliveries
-from subscriptions.tables import Status, subscriptions
+from subscriptions.tables import Status, follow_lists, followed_subjects, subscriptions
 
 BLOCK: Final = 1_000
 MOST_EVENTS: Final = 20
@@ -210,3 +210,19 @@ async def find_rejections(
     """Rejections by event id: of one registry, or, for the operator, of all."""
     asked = {"event_id": event_id, "source": source, "organisation_id": organisation_id}
     return (await connection.execute(_REJECTIONS, asked)).all()
+
+
+async def read_followed(
+    connection: AsyncConnection, organisation_id: UUID, digests: Sequence[bytes]
+) -> Sequence[tuple[UUID, bytes]]:
+    """Which follow lists of an organisation hold which of these subjects, all by digest."""
+    statement = (
+        select(followed_subjects.c.list_id, followed_subjects.c.digest)
+        .join(follow_lists, follow_lists.c.id == followed_subjects.c.list_id)
+        .where(
+            follow_lists.c.organisation_id == organisation_id,
+            follow_lists.c.deleted_at.is_(None),
+            followed_subjects.c.digest.in_(digests),
+        )
+    )
+    return [(row.list_id, row.digest) for row in await connection.execute(statement)]
