@@ -17,7 +17,8 @@ from broker.matching.atoms import Literal
 from broker.matching.context import Context, ListsOf
 from broker.matching.explain import Explanation, alternative
 from broker.matching.guards import Guard, follows_in, names_in
-from broker.matching.partition import Behind, Exact, Partition, Placement, keys_of
+from broker.matching.partition import Partition
+from broker.matching.placements import Behind, Exact, Placement, keys_of
 from broker.matching.plan import Conjunction, Span, conjunctions
 from broker.matching.projection import Projection, all_attributes
 from schemas.cloudevents import Event

@@ -1,64 +1,66 @@
-"""Numbered pairs of accessor and value: what a conjunction behind others asks beyond its table, as a set of numbers."""
+"""Pairs of an accessor and a value that conjunctions of rare combinations ask for, and how rare each is."""
 
 from __future__ import annotations
 
-from collections import Counter
+from operator import itemgetter
 from typing import Final
 
 from broker.matching.accessors import Accessor
 from broker.matching.plan import Key
+from broker.matching.trie import Pair
 
-MOST_PAIRED: Final = 64
-"""Accessors whose values are numbered."""
+MOST_PAIRED: Final = 128
+"""Accessors whose values are paired: an event pays a look-up for each."""
+_RARITY: Final = itemgetter(0)
 
 
-class Pairs:
-    """Numbers for pairs in use; a number is never given twice."""
+class Directory:
+    """The pairs in use, by accessor and value."""
 
     def __init__(self) -> None:
         """Start with none."""
-        self.numbers: dict[Accessor, dict[object, int]] = {}
-        self._uses: Counter[int] = Counter()
-        self._readings: Counter[Accessor] = Counter()
-        self._next = 0
+        self.pairs: dict[Accessor, dict[object, Pair]] = {}
+        self._uses: dict[Accessor, int] = {}
 
     def has(self, reading: Accessor) -> bool:
-        """Whether the accessor's values are numbered."""
-        return reading in self.numbers
+        """Whether the accessor's values are paired."""
+        return reading in self.pairs
 
     def admit(self, reading: Accessor) -> bool:
-        """Number the accessor's values from now on, if that is possible."""
-        if reading.several or len(self.numbers) >= MOST_PAIRED:
+        """Pair the accessor's values from now on, if there is room."""
+        if len(self.pairs) >= MOST_PAIRED:
             return False
-        self.numbers[reading] = {}
+        self.pairs[reading] = {}
+        self._uses[reading] = 0
         return True
 
-    def use(self, key: Key) -> int:
-        """The number of a pair, one use more."""
-        reading, value = key
-        numbers = self.numbers[reading]
-        pair = numbers.get(value)
-        if pair is None:
-            pair = numbers[value] = self._next
-            self._next += 1
-        self._uses[pair] += 1
-        self._readings[reading] += 1
-        return pair
+    def use(self, keys: tuple[Key, ...]) -> tuple[Pair, ...]:
+        """The pairs, one use more of each; first those that the fewest events will have.
+
+        Events are taken to be spread over an accessor's values as conjunctions are.
+        """
+        found = []
+        for reading, value in keys:
+            known = self.pairs[reading]
+            pair = known.get(value)
+            if pair is None:
+                pair = known[value] = Pair()
+            pair.uses += 1
+            uses = self._uses[reading] = self._uses[reading] + 1
+            found.append((pair.uses / uses, pair))
+        found.sort(key=_RARITY)
+        return tuple([pair for _, pair in found])
 
     def release(self, keys: tuple[Key, ...]) -> None:
         """One use less of each."""
         for reading, value in keys:
-            pair = self.numbers[reading][value]
-            self._uses[pair] -= 1
-            self._readings[reading] -= 1
-            if not self._uses[pair]:
-                del self._uses[pair], self.numbers[reading][value]
-
-    def share(self, key: Key) -> float:
-        """The part of events that will have this pair, taking events to be spread as conjunctions are."""
-        pair = self.numbers.get(key[0], {}).get(key[1])
-        return (self._uses[pair] + 1 if pair is not None else 1) / (self._readings[key[0]] + 1)
+            known = self.pairs[reading]
+            pair = known[value]
+            self._uses[reading] -= 1
+            pair.uses -= 1
+            if not pair.uses:
+                del known[value]
 
     def tidy(self) -> None:
         """Forget accessors without values."""
-        self.numbers = {reading: numbers for reading, numbers in self.numbers.items() if numbers}
+        self.pairs = {reading: known for reading, known in self.pairs.items() if known}

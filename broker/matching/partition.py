@@ -1,10 +1,10 @@
-"""The subscriptions that ask for one event type (or for no one type): their tables, and which table takes what.
+"""The subscriptions that ask for one event type (or for no one type): their tables, and what stands in which.
 
     exact    a table for precisely the accessors of a conjunction: one look-up, no false candidates
-    behind   rarer combinations of accessors stand in a table for one or two of them, wherever they find the
-             emptiest bucket; what else they ask of the event is a set of numbered pairs, checked at once
+    behind   rarer combinations of accessors stand in one trie, by the pairs of accessor and value that they ask for
 
-A combination that has become frequent moves from behind to a table of its own. So an event costs a bounded number of
+A combination that has become frequent moves from behind to a table of its own, one that has become rare beside many
+others moves behind. So an event costs a bounded number of
 look-ups, whatever combinations people think of.
 """
 
@@ -13,19 +13,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
-from itertools import combinations
-from math import prod
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias
 
 from broker.matching.accessors import GRAM, Accessor
 from broker.matching.atoms import Literal, Reads
 from broker.matching.context import ListsOf
 from broker.matching.guards import Guard
-from broker.matching.pairs import Pairs
+from broker.matching.pairs import Directory
+from broker.matching.placements import Behind, Exact, Placement, Shape, arrangement, keys_of
 from broker.matching.plan import Conjunction, Key
 from broker.matching.probes import Probe, build
 from broker.matching.projection import Projection
 from broker.matching.tables import Form, Signature, Table
+from broker.matching.trie import Trie
 from schemas.filters.algebra import Pointer
 
 FIRST_EXACT: Final = 16
@@ -34,44 +34,10 @@ MOST_EXACT: Final = 64
 """Combinations with a table of their own, those included that came to it by number."""
 FREQUENT: Final = 64
 """A combination behind others moves when it has this many conjunctions, and this part of its partition's."""
-MOST_BEHIND: Final = 128
-"""Tables that the other combinations share."""
-CROWDED: Final = 4
-"""Entries of a bucket from which a pair of accessors is tried instead of one."""
+RARE: Final = 128
+"""A combination with a table of its own gives it up when it has less than this part of its partition's conjunctions."""
 
-Exact: TypeAlias = tuple[Table, Hashable, Any]
 GuardFor: TypeAlias = Callable[[tuple[Literal, ...]], Guard]
-
-
-class Behind:
-    """Where a conjunction of a rare combination stands; changed in place when the combination moves."""
-
-    __slots__ = ("conjunction", "key", "pairs", "part", "shared", "table")
-
-    def __init__(self, conjunction: Conjunction, shared: bool) -> None:
-        """Not placed yet."""
-        self.conjunction = conjunction
-        self.shared = shared
-        self.table: Table
-        self.key: Hashable = ()
-        self.part: Any = None
-        self.pairs: tuple[Key, ...] = ()
-
-
-Placement: TypeAlias = Exact | Behind
-
-
-class Shape:
-    """Conjunctions with the same accessors: how many, and, while they stand behind others, which."""
-
-    __slots__ = ("behind", "count", "exact", "signature")
-
-    def __init__(self, signature: Signature, exact: bool) -> None:
-        """Start with none."""
-        self.signature = signature
-        self.count = 0
-        self.exact = exact
-        self.behind: dict[Behind, int] = {}
 
 
 class Partition:
@@ -89,8 +55,8 @@ class Partition:
         self._orders: dict[Signature, tuple[Shape, tuple[int, ...]]] = {}
         self._shapes: dict[Signature, Shape] = {}
         self._exact = 0
-        self._behind: set[Signature] = set()
-        self._pairs = Pairs()
+        self._trie = Trie()
+        self._directory = Directory()
         self._grams: Counter[tuple[Accessor, object]] = Counter()
         self._pointers: Counter[Pointer] = Counter()
         self.on_mapping: Probe | None = None
@@ -105,29 +71,42 @@ class Partition:
         known = self._orders.get(order)
         if known is None:
             known = self._new_order(order)
-        shape, arrangement = known
+        shape, positions = known
         shape.count += 1
         if not shape.exact:
             return self._place_behind(number, shape, conjunction, shared)
-        return self._place_exact(number, shape, arrangement, conjunction, shared)
+        return self._place_exact(number, shape, positions, conjunction, shared)
 
     def remove(self, number: int, placement: Placement) -> None:
         """Take a conjunction out again."""
         self.size -= 1
+        placement = self._whereabouts(number, placement)
         if isinstance(placement, Behind):
-            shape, _ = self._orders[tuple([key[0] for key in placement.conjunction.keys])]
-            table, key, part = placement.table, placement.key, placement.part
-            shape.behind.pop(placement, None)
-            self._pairs.release(placement.pairs)
+            keys, shape = placement.conjunction.keys, placement.shape
+            del shape.behind[placement]
+            self._leave_trie(number, placement)
         else:
             table, key, part = placement
-            shape = self._shapes[table.form.signature]
+            keys, shape = keys_of(table, key), self._shapes[table.form.signature]
+            self._leave(number, table, key, part)
         shape.count -= 1
-        if any(reading.kind == "gram" for reading in table.form.signature):
-            for reading, value in keys_of(table, key):
-                if reading.kind == "gram":
-                    self._grams[reading, value] -= 1
-        self._leave(number, table, key, part)
+        for reading, value in keys:
+            if reading.kind == "gram":
+                self._grams[reading, value] -= 1
+
+    def _whereabouts(self, number: int, placement: Placement) -> Placement:
+        """Where a conjunction stands now, however often its combination has moved; forgets the way."""
+        while True:
+            if isinstance(placement, Behind):
+                if placement.moved is None:
+                    return placement
+                placement = placement.moved
+            else:
+                table, key, part = placement
+                moved = table.moved.pop((number, key, part), None) if table.moved else None
+                if moved is None:
+                    return placement
+                placement = moved
 
     def probe(self) -> Probe:
         """Generate the function over all tables that takes attributes as a mapping."""
@@ -146,12 +125,14 @@ class Partition:
     def _build(self, projection: Projection | None) -> Probe:
         self._tidy()
         tables = list(self._tables.values())
-        probe, self.source = build(tables, self._pairs.numbers, self._pointers, self._lists_of, projection)
+        pairs = self._directory.pairs if self._trie.size else {}
+        root = self._trie.root if self._trie.size else None
+        probe, self.source = build(tables, root, pairs, self._pointers, self._lists_of, projection)
         return probe
 
     def readings(self) -> Iterator[Accessor]:
         """What the probe reads from an event."""
-        yield from self._pairs.numbers
+        yield from self._directory.pairs
         for form in self._tables:
             yield from form.signature
             if form.measure is not None:
@@ -159,12 +140,14 @@ class Partition:
 
     def _tidy(self) -> None:
         """Drop what has become empty; between two probes it stays, so that coming and going costs nothing."""
+        for shape in list(self._shapes.values()) if self._trie.size else ():
+            if shape.exact and shape.signature and shape.count * RARE < self.size:
+                self._demote(shape)
         self._tables = {form: table for form, table in self._tables.items() if table.size}
-        self._behind = {form.signature for form in self._tables if form.mode in ("counted", "both")}
         self._shapes = {signature: shape for signature, shape in self._shapes.items() if shape.count}
         self._orders = {order: known for order, known in self._orders.items() if known[0].count}
         self._exact = sum(shape.exact for shape in self._shapes.values() if shape.signature)
-        self._pairs.tidy()
+        self._directory.tidy()
         self._pointers = +self._pointers
         self._grams = +self._grams
 
@@ -180,21 +163,21 @@ class Partition:
         return reading, gram
 
     def _new_order(self, order: Signature) -> tuple[Shape, tuple[int, ...]]:
-        arrangement = tuple(sorted(range(len(order)), key=lambda at: order[at].number))
-        signature = tuple(order[at] for at in arrangement)
+        positions = arrangement(order)
+        signature = tuple(order[at] for at in positions)
         shape = self._shapes.get(signature)
         if shape is None:
             exact = not signature or self._exact < FIRST_EXACT
             self._exact += exact and bool(signature)
             shape = self._shapes[signature] = Shape(signature, exact)
-        self._orders[order] = shape, arrangement
-        return shape, arrangement
+        self._orders[order] = shape, positions
+        return shape, positions
 
     def _place_exact(
-        self, number: int, shape: Shape, arrangement: tuple[int, ...], conjunction: Conjunction, shared: bool
+        self, number: int, shape: Shape, positions: tuple[int, ...], conjunction: Conjunction, shared: bool
     ) -> Exact:
         keys = conjunction.keys
-        key: Hashable = keys[0][1] if len(keys) == 1 else tuple([keys[at][1] for at in arrangement])
+        key: Hashable = keys[0][1] if len(keys) == 1 else tuple([keys[at][1] for at in positions])
         span = conjunction.span
         if conjunction.guards:
             form, part = Form(shape.signature, "guarded", shared), self._guard_for(conjunction.guards)
@@ -204,67 +187,33 @@ class Partition:
         return self._enter(number, Form(shape.signature, "plain", shared), key, None)
 
     def _place_behind(self, number: int, shape: Shape, conjunction: Conjunction, shared: bool) -> Behind:
-        placement = Behind(conjunction, shared)
-        chosen = self._choose(conjunction.keys)
-        signature = tuple(sorted((key[0] for key in chosen), key=lambda reading: reading.number))
-        values = dict(chosen)
-        key: Hashable = values[signature[0]] if len(signature) == 1 else tuple(values[each] for each in signature)
-        numbered = tuple(each for each in conjunction.keys if self._numbered(each[0]))
-        pairs = {each[0]: self._pairs.use(each) for each in numbered}
-        placement.pairs = numbered
-        need = frozenset(pair for reading, pair in pairs.items() if reading not in values)
-        literals = [
-            *((Reads(*each), True) for each in conjunction.keys if each[0] not in values and each[0] not in pairs),
+        placement = Behind(conjunction, shape, shared)
+        keys = conjunction.keys
+        paired = tuple([key for key in keys if self._paired(key[0])])
+        literals = (
+            *((Reads(*key), True) for key in keys if not self._directory.has(key[0])),
             *(conjunction.span.literals if conjunction.span else conjunction.guards),
-        ]
-        if literals:
-            part: Any = (need, self._guard_for(tuple(literals)))
-            entered = self._enter(number, Form(signature, "both", shared), key, part)
-        else:
-            entered = self._enter(number, Form(signature, "counted", shared), key, need)
-        placement.table, placement.key, placement.part = entered
+        )
+        guard = self._guard_for(literals) if literals else None
+        if not self._trie.size:
+            self.forget_probes()
+        placement.paired = paired
+        placement.path, placement.rest, new = self._trie.add(self._directory.use(paired), guard, shared, number)
+        self.scanned += not paired
+        if guard is not None:
+            self._house(guard, 1, new)
         shape.behind[placement] = number
         if shape.count >= FREQUENT and shape.count * FREQUENT >= self.size and self._exact < MOST_EXACT:
             self._promote(shape)
         return placement
 
-    def _choose(self, keys: tuple[Key, ...]) -> tuple[Key, ...]:
-        """The one or two keys under which a conjunction stands: those that the fewest events will have.
-
-        Events are taken to be spread over values as conjunctions are. A pair is tried where one key's bucket is full.
-        """
-        several = tuple(key for key in keys if key[0].several)
-        plain = [key for key in keys if not key[0].several]
-        rounds = [
-            [*([several] if several else []), *((*several, key) for key in plain)],
-            [(*several, *pair) for pair in combinations(plain, 2)],
-        ]
-        best: tuple[Key, ...] = ()
-        least: float | None = None
-        for choices in rounds:
-            for choice in choices:
-                if (share := self._share(choice)) is not None and (least is None or share < least):
-                    best, least = choice, share
-            if best and self._weight(best) < CROWDED:
-                break
-        return best
-
-    def _share(self, keys: tuple[Key, ...]) -> float | None:
-        """The part of events that will have these keys; nothing if there is neither such a table nor room for one."""
-        if self._signature(keys) not in self._behind and len(self._behind) >= MOST_BEHIND:
-            return None
-        return prod(map(self._pairs.share, keys))
-
-    def _signature(self, keys: tuple[Key, ...]) -> Signature:
-        return tuple(sorted((key[0] for key in keys), key=lambda reading: reading.number))
-
-    def _weight(self, keys: tuple[Key, ...]) -> int:
-        """How many entries stand under these keys already."""
-        signature = self._signature(keys)
-        values = dict(keys)
-        key: Hashable = values[signature[0]] if len(signature) == 1 else tuple(values[each] for each in signature)
-        forms = (Form(signature, mode, shared) for mode in ("counted", "both") for shared in (False, True))
-        return sum(table.weight(key) for form in forms if (table := self._tables.get(form)) is not None)
+    def _leave_trie(self, number: int, placement: Behind) -> None:
+        gone = self._trie.remove(placement.path, placement.rest, number)
+        self._directory.release(placement.paired)
+        self.scanned -= not placement.paired
+        guard = placement.rest[1]
+        if guard is not None:
+            self._house(guard, -1, gone)
 
     def _promote(self, shape: Shape) -> None:
         """Give a frequent combination a table of its own and move its conjunctions there."""
@@ -272,55 +221,57 @@ class Partition:
         self._exact += 1
         moving, shape.behind = shape.behind, {}
         for placement, number in moving.items():
-            self._leave(number, placement.table, placement.key, placement.part)
-            self._pairs.release(placement.pairs)
-            placement.pairs = ()
-            arrangement = self._orders[tuple([key[0] for key in placement.conjunction.keys])][1]
-            entered = self._place_exact(number, shape, arrangement, placement.conjunction, placement.shared)
-            placement.table, placement.key, placement.part = entered
+            self._leave_trie(number, placement)
+            positions = arrangement(tuple([key[0] for key in placement.conjunction.keys]))
+            placement.moved = self._place_exact(number, shape, positions, placement.conjunction, placement.shared)
+
+    def _demote(self, shape: Shape) -> None:
+        """Move the conjunctions of a rare combination behind, where that spares events a look-up; spans stay."""
+        tables = [table for form, table in self._tables.items() if form.signature == shape.signature]
+        paired = all(map(self._directory.has, shape.signature))
+        if not paired or any(table.form.mode == "span" for table in tables):
+            return
+        self.forget_probes()
+        shape.exact = False
+        for table in tables:
+            moved = table.moved = table.moved or {}
+            for key, part, number in list(table.entries()):
+                self._leave(number, table, key, part)
+                guards = part.literals if part is not None else ()
+                conjunction = Conjunction(None, keys_of(table, key), None, guards)
+                moved[number, key, part] = self._place_behind(number, shape, conjunction, table.form.shared)
 
     def _enter(self, number: int, form: Form, key: Hashable, part: Any) -> Exact:
         table = self._tables.get(form)
         if table is None:
             table = self._tables[form] = Table(form)
             self.forget_probes()
-            if form.mode in ("counted", "both"):
-                self._behind.add(form.signature)
         new = table.add(key, part, number)
-        if part is not None:
-            self._house(form, part, 1, new)
+        if form.mode == "guarded":
+            self.scanned += not form.signature
+            self._house(part, 1, new)
         return table, key, part
 
     def _leave(self, number: int, table: Table, key: Hashable, part: Any) -> None:
         gone = table.remove(key, part, number)
-        if part is not None:
-            self._house(table.form, part, -1, gone)
+        if table.form.mode == "guarded":
+            self.scanned -= not table.form.signature
+            self._house(part, -1, gone)
 
-    def _house(self, form: Form, part: Any, step: int, moved: bool) -> None:
-        """Keep count of a guard's homes, of the pointers that guards read, and of what is scanned."""
-        if not form.signature and form.mode != "span":
-            self.scanned += step
-        if form.mode in ("guarded", "both"):
-            guard: Guard = part if form.mode == "guarded" else part[1]
-            if moved:
-                guard.add_home(step)
-            for pointer in guard.pointers:
-                if not self._pointers[pointer]:
-                    self.forget_probes()
-                self._pointers[pointer] += step
+    def _house(self, guard: Guard, step: int, moved: bool) -> None:
+        """Keep count of a guard's homes and of the pointers that guards read."""
+        if moved:
+            guard.add_home(step)
+        for pointer in guard.pointers:
+            if not self._pointers[pointer]:
+                self.forget_probes()
+            self._pointers[pointer] += step
 
-    def _numbered(self, reading: Accessor) -> bool:
-        """Whether the accessor's values are numbered, from now on if there is room."""
-        if self._pairs.has(reading):
+    def _paired(self, reading: Accessor) -> bool:
+        """Whether the accessor's values are paired, from now on if there is room."""
+        if self._directory.has(reading):
             return True
-        if self._pairs.admit(reading):
+        if self._directory.admit(reading):
             self.forget_probes()
             return True
         return False
-
-
-def keys_of(table: Table, key: Hashable) -> tuple[Key, ...]:
-    """A table's key as accessors with their values."""
-    signature = table.form.signature
-    values = (key,) if len(signature) == 1 else cast("tuple[object, ...]", key)
-    return tuple(zip(signature, values, strict=True))

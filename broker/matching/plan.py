@@ -193,8 +193,9 @@ def _spread(
     more, span, guards = _sort_out(kept)
     for chosen in product(*spread):
         event_type = next((value for reading, value in chosen if reading is TYPE), None)
-        keys = (*(key for key in chosen if key[0] is not TYPE), *more)
-        yield Conjunction(cast("str | None", event_type), keys, span, guards)
+        # In fixed order, so that the same alternative written twice is one: an id stands in a place once.
+        keys = sorted((*(key for key in chosen if key[0] is not TYPE), *more), key=lambda key: key[0].number)
+        yield Conjunction(cast("str | None", event_type), tuple(keys), span, guards)
 
 
 def _sort_out(literals: list[Literal]) -> tuple[tuple[Key, ...], Span | None, tuple[Literal, ...]]:

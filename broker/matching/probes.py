@@ -14,6 +14,7 @@ from broker.matching.atoms import TEXTUAL, integer
 from broker.matching.context import Context, ListsOf
 from broker.matching.projection import Projection, data_reader
 from broker.matching.tables import Table
+from broker.matching.trie import Node, Pair
 from schemas.cesql import Expression
 from schemas.filters import canonical, values
 from schemas.filters.algebra import Pointer
@@ -22,6 +23,29 @@ Probe = Callable[[Any, bytes, list[int], list[int], Context | None], Context | N
 """Takes the attributes or their struct, the body, the ids to extend, those that may repeat, the context so far."""
 
 _HEAD: Final = "def probe(source, body, out, many, context):"
+_PREPARE: Final = ("if fresh:", "    context = prepare(context, source, body, fields)", "    fresh = False")
+_WALK: Final = (
+    "have.discard(None)",
+    "holds = have.issuperset",
+    "nodes = [root, *have]",
+    "push = nodes.append",
+    "for node in nodes:",
+    "    if node.ids is not None:",
+    "        out += node.ids",
+    "    if node.rest is not None and holds(node.rest):",
+    "        out += node.waiting",
+    "    if node.below is not None:",
+    "        for pair in node.below & have:",
+    "            push(node.children[pair])",
+    "    if node.others is not None:",
+    *(f"        {line}" for line in _PREPARE),
+    "        for (rest, guard, repeats), ids in node.others.items():",
+    "            if holds(rest) and (guard is None or guard.test(context)):",
+    "                if repeats:",
+    "                    many += ids",
+    "                else:",
+    "                    out += ids",
+)
 
 
 def grams(text: str | None) -> Iterable[str]:
@@ -31,33 +55,32 @@ def grams(text: str | None) -> Iterable[str]:
 
 def build(
     tables: Sequence[Table],
-    pairs: Mapping[Accessor, Mapping[object, int]],
+    root: Node | None,
+    pairs: Mapping[Accessor, Mapping[object, Pair]],
     guard_pointers: Iterable[Pointer],
     lists_of: ListsOf,
     projection: Projection | None,
 ) -> tuple[Probe, str]:
-    """The probe for these tables and its source; with a projection it takes that struct, else a mapping."""
-    writer = _Writer(pairs, tuple(guard_pointers), lists_of, projection)
+    """The probe for these tables and the trie under `root`, and its source.
+
+    With a projection it takes that struct, else a mapping.
+    """
+    writer = _Writer(tuple(guard_pointers), lists_of, projection)
     for table in tables:
         writer.look_up(table)
+    if root is not None:
+        writer.walk(root, pairs)
     source = writer.source()
     exec(compile(source, "<probe>", "exec"), writer.bound)
     return cast(Probe, writer.bound["probe"]), source
 
 
 class _Writer:
-    def __init__(
-        self,
-        pairs: Mapping[Accessor, Mapping[object, int]],
-        guard_pointers: tuple[Pointer, ...],
-        lists_of: ListsOf,
-        projection: Projection | None,
-    ) -> None:
+    def __init__(self, guard_pointers: tuple[Pointer, ...], lists_of: ListsOf, projection: Projection | None) -> None:
         self.bound: dict[str, Any] = {
             "Context": Context,
             "lists_of": lists_of,
             "str": str,
-            "frozenset": frozenset,
             "canonical": canonical,
             "integer": integer,
             "grams": grams,
@@ -74,9 +97,8 @@ class _Writer:
         self._names: dict[Accessor, str] = {}
         self._pointers: dict[Pointer, None] = {}
         self._guard_pointers = guard_pointers
-        self._pairs = pairs
         self._tables = 0
-        self._counted = self._guarded = self._mapped = False
+        self._guarded = self._mapped = False
 
     def look_up(self, table: Table) -> None:
         form = table.form
@@ -103,35 +125,32 @@ class _Writer:
             self._looks.append(f"{indent}{to} += {found}")
         elif form.mode == "span":
             self._looks.append(f"{indent}{to} += {found}.match({measure})")
-        elif form.mode == "counted":
-            self._counted = True
-            self._looks += [
-                f"{indent}for need, ids in {found}.items():",
-                f"{indent}    if need <= have:",
-                f"{indent}        {to} += ids",
-            ]
         else:
             self._guarded = True
-            both = form.mode == "both"
-            self._counted = self._counted or both
             self._looks += [
-                f"{indent}if fresh:",
-                f"{indent}    context = prepare(context, source, body, fields)",
-                f"{indent}    fresh = False",
-                f"{indent}for {'(need, guard)' if both else 'guard'}, ids in {found}.items():",
-                f"{indent}    if {'need <= have and ' if both else ''}guard.test(context):",
+                *(f"{indent}{line}" for line in _PREPARE),
+                f"{indent}for guard, ids in {found}.items():",
+                f"{indent}    if guard.test(context):",
                 f"{indent}        {to} += ids",
             ]
 
+    def walk(self, root: Node, pairs: Mapping[Accessor, Mapping[object, Pair]]) -> None:
+        """Find every conjunction in the trie whose pairs the event has."""
+        one: list[tuple[str, str]] = []
+        several: list[tuple[str, str]] = []
+        for place, (reading, known) in enumerate(pairs.items()):
+            self.bound[f"p{place}"] = known.get
+            (several if reading.several else one).append((f"p{place}", self._read(reading)))
+        self.bound |= {"root": root, "set": set, "map": map}
+        self._guarded = True
+        self._looks.append(
+            f"    have = {{{', '.join(f'{get}({name})' for get, name in one)}}}" if one else "    have = set()"
+        )
+        self._looks += [f"    have.update(map({get}, {name}))" for get, name in several]
+        self._looks += [f"    {line}" for line in _WALK]
+
     def source(self) -> str:
         """The whole function; binds what its parts still need."""
-        if self._counted:
-            members: list[str] = []
-            for reading, numbers in self._pairs.items():
-                name = f"n{len(members)}"
-                self.bound[name] = numbers.get
-                members.append(f"{name}({self._read(reading)})")
-            self._looks.insert(0, f"    have = {{{', '.join(members)}}}" if members else "    have = frozenset()")
         reading_data = bool(self._pointers)
         if self._guarded:
             self.bound["prepare"] = self._preparer(reading_data)

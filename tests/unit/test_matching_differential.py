@@ -6,7 +6,7 @@ from typing import Any
 import matching_cases as cases
 import pytest
 
-from broker.matching import pairs, partition
+from broker.matching import pairs, partition, trie
 from broker.matching.index import Index
 from schemas.cloudevents import Event
 from schemas.filters import Condition, evaluate, parse
@@ -78,10 +78,10 @@ def test_they_agree_after_any_sequence_of_changes(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_they_agree_when_most_combinations_stand_behind_others(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partition, "FIRST_EXACT", 2)
-    monkeypatch.setattr(partition, "MOST_BEHIND", 4)
     monkeypatch.setattr(pairs, "MOST_PAIRED", 5)
     monkeypatch.setattr(partition, "FREQUENT", 6)
-    monkeypatch.setattr(partition, "CROWDED", 2)
+    monkeypatch.setattr(partition, "RARE", 12)
+    monkeypatch.setattr(trie, "ROOM", 2)
     change(100 + seed, subscriptions=60, steps=50)
 
 
