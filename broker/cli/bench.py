@@ -53,7 +53,7 @@ def deliver(
 
 @app.command()
 def match(
-    workloads: Annotated[str, typer.Option(help="Which of the six: letters a to f.")] = "abcdef",
+    workloads: Annotated[str, typer.Option(help="Which of the eight: letters a to h.")] = "abcdefgh",
     size: Annotated[list[int] | None, typer.Option(min=1, help="Subscriptions; else those of the budgets.")] = None,
     events: Annotated[int, typer.Option(min=100, help="Events in one run.")] = 5_000,
     runs: Annotated[int, typer.Option(min=1, max=20, help="Measured runs.")] = 3,

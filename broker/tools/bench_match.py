@@ -38,7 +38,7 @@ _KEY: Final = b"only for the benchmark"
 class Options:
     """What to measure. Without `sizes` each workload takes those of the design's budgets."""
 
-    workloads: str = "abcdef"
+    workloads: str = "abcdefgh"
     sizes: tuple[int, ...] = ()
     runs: int = 3
     events: int = 5_000
@@ -116,7 +116,7 @@ def _sizes(workload: Workload) -> tuple[int, ...]:
     match workload.letter:
         case "c":
             return (1_000_000,)
-        case "d" | "e" | "f":
+        case "d" | "e" | "f" | "g" | "h":
             return (100_000,)
     return SIZES
 

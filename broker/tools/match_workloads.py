@@ -1,4 +1,4 @@
-"""What `bode bench match` matches: synthetic events of about 850 bytes, and six kinds of subscriptions.
+"""What `bode bench match` matches: synthetic events of about 850 bytes, and eight kinds of subscriptions.
 
 Values are drawn so that every event has a few matches whatever the number of subscriptions: the larger the set, the
 more values there are to ask for. Everything follows from a seed.
@@ -28,6 +28,8 @@ SHAPES: Final = (
     ("subject",),
 )
 EXTRA: Final = tuple(f"kenmerk{number}" for number in range(12))
+FEW: Final = tuple(f"keuze{number}" for number in range(12))
+"""Attributes with few values: 3, 8, … 58."""
 
 
 class World:
@@ -53,7 +55,9 @@ class World:
         if name == "type":
             return self.rng.choice(TYPES)
         if name.startswith("kenmerk"):
-            return f"k{self.rng.randrange(3 + 5 * int(name[7:]))}"
+            return f"k{self.rng.randrange(20 + 25 * int(name[7:]))}"
+        if name.startswith("keuze"):
+            return f"k{self.rng.randrange(3 + 5 * int(name[5:]))}"
         number = self.rng.randrange(self.counts[name])
         match name:
             case "subject":
@@ -66,7 +70,7 @@ class World:
                 return f"{number:04d}"
         return f"{name}-{number}"
 
-    def event(self, extra: bool = False) -> bytes:
+    def event(self, extra: tuple[str, ...] = ()) -> bytes:
         """One event in structured mode, attributes first."""
         names = ("source", "type", "subject", "gemeente", "postcode", "soort", "reden", "afdeling")
         event: dict[str, Any] = {
@@ -74,7 +78,7 @@ class World:
             "id": f"{self.rng.getrandbits(128):032x}",
             "time": "2026-03-16T15:29:30.833664Z",
             "datacontenttype": "application/json",
-            **{name: self.value(name) for name in (*names, *(EXTRA if extra else ()))},
+            **{name: self.value(name) for name in (*names, *extra)},
             "aantal": self.rng.randrange(1000),
         }
         event["data"] = {
@@ -93,7 +97,7 @@ class Workload:
     letter: str
     title: str
     subscriptions: Callable[[World], Iterator[Condition]]
-    extra: bool = False
+    extra: tuple[str, ...] = ()
 
 
 def _equality(world: World, shape: tuple[str, ...]) -> Condition:
@@ -143,16 +147,44 @@ def _followers(world: World) -> Iterator[Condition]:
             yield _equality(world, SHAPES[number % len(SHAPES)])
 
 
-def _many_signatures(world: World) -> Iterator[Condition]:
-    names = ("subject", "postcode", "gemeente", "reden", *EXTRA)
+def _signatures(world: World, names: tuple[str, ...], count: int) -> Iterator[Condition]:
+    """Every combination of up to four of the names, or `count` of them, equally often."""
     shapes = [shape for length in (1, 2, 3, 4) for shape in combinations(names, length)]
-    shapes = random.Random(5).sample(shapes, min(3000, len(shapes)))
+    shapes = random.Random(5).sample(shapes, min(count, len(shapes)))
     for number in range(world.size):
         yield _equality(world, shapes[number % len(shapes)])
 
 
+def _many_signatures(world: World) -> Iterator[Condition]:
+    return _signatures(world, ("subject", "postcode", "gemeente", "reden", "soort", *EXTRA), 3000)
+
+
+def _signatures_of_few_values(world: World) -> Iterator[Condition]:
+    return _signatures(world, ("subject", "postcode", "gemeente", "reden", *FEW), 3000)
+
+
+def _not_indexable(world: World) -> Iterator[Condition]:
+    """One equality in five; else single characters between wildcards, two sides that vary, texts too short, a ≠."""
+    for number in range(world.size):
+        kind = [world.value("type")]
+        word = world.value("subject")[4:]
+        match number % 5:
+            case 0:
+                yield _equality(world, ("type", "subject"))
+                continue
+            case 1:
+                expression = f"subject LIKE '%{'_'.join(word[::2])}_'"
+            case 2:
+                expression = f"aantal = LENGTH(subject) + {world.rng.randrange(100_000)}"
+            case 3:
+                expression = f"subject LIKE '%{word[-2:]}%' AND postcode LIKE '%{world.value('postcode')[1:3]}%'"
+            case _:
+                expression = f"gemeente != '{world.value('gemeente')}' AND CONCAT(soort, '{word}') = LOWER(subject)"
+        yield parse([{"sql": expression}], types=kind)
+
+
 def _hardly_indexable(world: World) -> Iterator[Condition]:
-    """One equality in five; else a part of a value, an expression, wildcards only, and two guards, within a type."""
+    """One equality in five; else three kinds that look hard but are looked up, and wildcards only, within a type."""
     for number in range(world.size):
         kind = [world.value("type")]
         word = world.value("subject")[3:]
@@ -181,7 +213,9 @@ WORKLOADS: Final = (
     Workload("a", "equality over 1-4 attributes", _equalities),
     Workload("b", "a tenth other conditions", _mixed),
     Workload("c", "follow lists", _followers),
-    Workload("d", "3,000 signatures", _many_signatures, extra=True),
-    Workload("e", "four of five hardly indexable", _hardly_indexable),
+    Workload("d", "3,000 signatures", _many_signatures, EXTRA),
+    Workload("e", "four of five not indexable", _not_indexable),
     Workload("f", "one hot key with 10,000 matches", _hot_key),
+    Workload("g", "2,516 signatures, most attributes with few values", _signatures_of_few_values, FEW),
+    Workload("h", "four of five look hardly indexable, one is not", _hardly_indexable),
 )
