@@ -15,13 +15,17 @@ Range: TypeAlias = tuple[int, Edge, Edge, int]
 
 FINENESS: Final = 1 << 20
 """Steps to one; only how well ranges are told apart depends on it, not which are found."""
+COARSENESS: Final = 2
+"""Bits by which one width differs from the next."""
+FEW: Final = 16
+"""Ranges of one width that are all compared: finding the slice would cost more."""
 
 
 class Thresholds:
     """One-sided ranges in order of their edge; two-sided ones by width, and in order of their lower edge within it.
 
     A range less than 2ⁿ steps wide that holds a value begins less than 2ⁿ steps below it, so of each width only a
-    slice is looked at. Widths differ by a factor of two, so there are few.
+    slice is looked at. Widths are told apart by factors of four: fewer to look up, for some more to compare.
     """
 
     __slots__ = ("_below", "_below_ids", "_both", "_from", "_from_ids")
@@ -78,7 +82,7 @@ class Thresholds:
         """The two-sided ranges that are compared with the value, by width."""
         step = _steps(value)
         for width, ranges in self._both.items():
-            if step is None or width is None:
+            if step is None or width is None or len(ranges) <= FEW:
                 yield ranges
             else:
                 start = bisect_right(ranges, (step - (1 << width) + 1,))
@@ -104,4 +108,4 @@ def _two_sided(low: Edge, high: Edge, number: int) -> tuple[int | None, Range]:
     start, end = _steps(low[0]), _steps(high[0])
     if start is None or end is None:
         return None, (0, low, high, number)
-    return max(0, end - start).bit_length(), (start, low, high, number)
+    return -(-max(0, end - start).bit_length() // COARSENESS) * COARSENESS, (start, low, high, number)
