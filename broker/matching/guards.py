@@ -53,8 +53,7 @@ class Guard:
         """Compile the literals."""
         self.literals = literals
         self.homes = 0
-        tests = [literal_test(literal) for literal in literals]
-        self._plain: Test = tests[0] if len(tests) == 1 else lambda context: all(test(context) for test in tests)
+        self._plain: Test = _every([literal_test(literal) for literal in sorted(literals, key=_is_costly)])
         self.test: Test = self._plain
         self.pointers = frozenset(pointer for term, _ in literals for pointer in pointers_of(term))
 
@@ -68,6 +67,20 @@ class Guard:
         if known is None:
             known = context.known[self] = self._plain(context)
         return known
+
+
+def _is_costly(literal: Literal) -> bool:
+    return isinstance(literal[0], Sql | Whole | Computed | ComputedNumber | All | Any | Not)
+
+
+def _every(tests: list[Test]) -> Test:
+    """All of them, in order; one or two, as most guards have, without a generator."""
+    if len(tests) == 1:
+        return tests[0]
+    if len(tests) == 2:
+        first, second = tests
+        return lambda context: first(context) and second(context)
+    return lambda context: all(test(context) for test in tests)
 
 
 def pointers_of(term: Term) -> list[Pointer]:
@@ -127,8 +140,7 @@ def term_test(term: Term) -> Test:
     """Compile a term."""
     match term:
         case All(operands):
-            every = [term_test(operand) for operand in operands]
-            return lambda context: all(test(context) for test in every)
+            return _every([term_test(operand) for operand in operands])
         case Any(operands):
             some = [term_test(operand) for operand in operands]
             return lambda context: any(test(context) for test in some)
