@@ -73,7 +73,13 @@ class Leasing:
             try:
                 async with asyncio.timeout(self._span.total_seconds()):
                     await self.turn()
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            except (
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                asyncpg.InternalClientError,
+                OSError,
+                TimeoutError,
+            ) as error:
                 WORKER_ERRORS.labels(f"{self._kind}-leases").inc()
                 log().warning("lease-renewal-failed", kind=self._kind, error=type(error).__name__)
             try:

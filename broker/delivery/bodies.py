@@ -56,7 +56,13 @@ class Bodies:
             try:
                 async with self._pool.acquire() as connection:
                     rows = await records.bodies(connection, list(wanted))
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            except (
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                asyncpg.InternalClientError,
+                OSError,
+                TimeoutError,
+            ) as error:
                 for futures in wanted.values():
                     for future in futures:
                         if not future.done():

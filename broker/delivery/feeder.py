@@ -19,7 +19,14 @@ from broker.storage import records
 from broker.storage.tables import accepted_at
 from broker.telemetry import OLDEST_PENDING, WORKER_ERRORS, log
 
-DATABASE_TROUBLE: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, SQLAlchemyError, OSError, TimeoutError)
+DATABASE_TROUBLE: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    SQLAlchemyError,
+    OSError,
+    TimeoutError,
+)
 _FEED_AT_ONCE: Final = 64
 _HEADS_AT_ONCE: Final = 10_000
 _UNSETTLED_SECONDS: Final = 0.02

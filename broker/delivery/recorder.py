@@ -74,7 +74,13 @@ class Recorder:
             try:
                 async with self._pool.acquire() as connection:
                     counted = await records.record(connection, outcomes, attempts, self._shards)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            except (
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                asyncpg.InternalClientError,
+                OSError,
+                TimeoutError,
+            ) as error:
                 WORKER_ERRORS.labels("recorder").inc()
                 log().warning("outcomes-not-recorded", outcomes=len(outcomes), error=type(error).__name__)
                 await asyncio.sleep(pause)

@@ -22,7 +22,14 @@ from broker.ingest.accept import Accepted, Acceptor, Message, Result
 from broker.ingest.amqp import AmqpSettings
 from broker.telemetry import BATCH_EVENTS, COMMIT_SECONDS, INGEST_QUEUES, RECEIVED, WORKER_ERRORS, log
 
-DATABASE_TROUBLE: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, SQLAlchemyError, OSError, TimeoutError)
+DATABASE_TROUBLE: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    SQLAlchemyError,
+    OSError,
+    TimeoutError,
+)
 BROKER_TROUBLE: Final = (aio_pika.exceptions.AMQPError, aiormq.exceptions.AMQPError, OSError, TimeoutError)
 _LONGEST_PAUSE: Final = 5.0
 

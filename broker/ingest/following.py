@@ -33,7 +33,15 @@ MERGE_AT: Final = 50_000
 _TOO_MANY: Final = 20
 """A file that is behind by this many times `MERGE_AT` is made anew instead of being caught up with."""
 _TIDY_EVERY: Final = 2.0
-_TROUBLE: Final = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, Unavailable)
+_TROUBLE: Final = (
+    SQLAlchemyError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+    Unavailable,
+)
 
 
 class Following:

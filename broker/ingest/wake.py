@@ -34,7 +34,7 @@ class Waker:
             try:
                 async with self._pool.acquire() as connection:
                     await acceptance.wake(connection, payloads(touched))
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError):
                 WORKER_ERRORS.labels("waker").inc()
 
 

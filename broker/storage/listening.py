@@ -41,7 +41,13 @@ class Listener:
                     await self._listen(connection)
                 finally:
                     connection.terminate()
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            except (
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                asyncpg.InternalClientError,
+                OSError,
+                TimeoutError,
+            ) as error:
                 WORKER_ERRORS.labels("listener").inc()
                 log().warning("listener-lost", error=type(error).__name__)
             await asyncio.sleep(pause)

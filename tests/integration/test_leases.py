@@ -168,7 +168,7 @@ async def test_holder_that_comes_back_finds_its_leases_lost_and_stops_work_on_th
             try:
                 await stopped.turn()
                 break
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
                 continue
         assert not stopped.numbers & taken
         await settle(stopped, other)
