@@ -18,7 +18,7 @@ FINENESS: Final = 1 << 20
 COARSENESS: Final = 2
 """Bits by which one width differs from the next."""
 FEW: Final = 16
-"""Ranges of one width that are all compared: finding the slice would cost more."""
+"""Two-sided ranges that are all compared: finding the slices would cost more."""
 
 
 class Thresholds:
@@ -28,7 +28,7 @@ class Thresholds:
     slice is looked at. Widths are told apart by factors of four: fewer to look up, for some more to compare.
     """
 
-    __slots__ = ("_below", "_below_ids", "_both", "_from", "_from_ids")
+    __slots__ = ("_below", "_below_ids", "_both", "_count", "_from", "_from_ids")
 
     def __init__(self) -> None:
         """Start empty."""
@@ -37,6 +37,7 @@ class Thresholds:
         self._below: list[Edge] = []
         self._below_ids: list[int] = []
         self._both: dict[int | None, list[Range]] = {}
+        self._count = 0
 
     def __bool__(self) -> bool:
         """Whether there are ranges."""
@@ -47,6 +48,7 @@ class Thresholds:
         if span.low is not None and span.high is not None:
             width, entry = _two_sided(span.low, span.high, number)
             insort(self._both.setdefault(width, []), entry)
+            self._count += 1
             return
         edges, ids, edge = self._side(span)
         at = bisect_right(edges, edge)
@@ -59,6 +61,7 @@ class Thresholds:
             width, entry = _two_sided(span.low, span.high, number)
             ranges = self._both[width]
             del ranges[bisect_left(ranges, entry)]
+            self._count -= 1
             if not ranges:
                 del self._both[width]
             return
@@ -74,7 +77,7 @@ class Thresholds:
         if self._below:
             found += self._below_ids[bisect_left(self._below, point) :]
         if self._both:
-            for ranges in self.near(value):
+            for ranges in self._both.values() if self._count <= FEW else self.near(value):
                 found += [number for _, low, high, number in ranges if low <= point <= high]
         return found
 
@@ -82,7 +85,7 @@ class Thresholds:
         """The two-sided ranges that are compared with the value, by width."""
         step = _steps(value)
         for width, ranges in self._both.items():
-            if step is None or width is None or len(ranges) <= FEW:
+            if step is None or width is None:
                 yield ranges
             else:
                 start = bisect_right(ranges, (step - (1 << width) + 1,))
