@@ -81,6 +81,11 @@ class KeyRing:
         head = _FORMAT + self._first_id + nonce
         return head + self._ciphers[self._first_id].encrypt(nonce, plaintext, bound_to)
 
+    @property
+    def first(self) -> bytes:
+        """The beginning of every ciphertext of the first key."""
+        return _FORMAT + self._first_id
+
     def open(self, ciphertext: bytes, bound_to: bytes) -> bytes:
         """Decrypts what `seal` made.
 

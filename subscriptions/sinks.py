@@ -10,7 +10,9 @@ import structlog
 from sqlalchemy import Row, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from schemas.resources import SignatureScheme
 from subscriptions.secrets import KeyRing, SealError, secret_purpose
+from subscriptions.signing_keys import SigningSet, signing_now
 from subscriptions.tables import Status, subscriptions
 
 
@@ -24,33 +26,52 @@ class SinkConfig:
     sink: str
     status: Status
     secrets: tuple[str, ...]
+    """Empty where only `v1a` is asked for."""
+    signing_seeds: tuple[bytes, ...]
+    """Ed25519 private keys that sign too; empty where `v1a` isn't asked for."""
     retry: tuple[float, ...] | None
     subscriber_reference: str | None
     allowed_rate: int | None
     headers: Mapping[str, str]
     secrets_change_at: datetime | None
-    """When the previous secret stops signing; None: it has."""
+    """When to read it anew, because other secrets or keys may sign from then on; None: when it is changed."""
 
 
 async def load_sinks(engine: AsyncEngine, keys: KeyRing, wanted: Sequence[int]) -> list[SinkConfig]:
     """Reads the sinks of subscriptions, by their internal keys; those that don't exist are missing."""
     statement = select(subscriptions).where(subscriptions.c.key == func.any(list(wanted)))
     now = datetime.now(UTC)
+    sinks = []
     async with engine.connect() as connection:
         found = (await connection.execute(statement)).all()
-    sinks = []
+        ring: SigningSet | None = None
+        if any(SignatureScheme.ED25519 in _schemes(row) for row in found):
+            ring = await signing_now(connection, keys, now)
     for row in found:
         try:
-            sinks.append(_sink(row, keys, now))
+            sinks.append(_sink(row, keys, ring, now))
         except SealError:  # this one's trouble, not that of the others; its deliveries wait
             structlog.get_logger("bode.sinks").error("secret-unreadable", subscription=str(row.id))
     return sinks
 
 
-def _sink(row: Row[Any], keys: KeyRing, now: datetime) -> SinkConfig:
-    sealed = [row.secret]
-    if row.previous_secret is not None and row.previous_secret_expires_at > now:
-        sealed.append(row.previous_secret)
+def _schemes(row: Row[Any]) -> tuple[str, ...]:
+    return tuple(row.protocol_settings.get("signatures") or (SignatureScheme.HMAC_SHA256,))
+
+
+def _sink(row: Row[Any], keys: KeyRing, ring: SigningSet | None, now: datetime) -> SinkConfig:
+    schemes = _schemes(row)
+    sealed: list[bytes] = []
+    changes: list[datetime] = []
+    if SignatureScheme.HMAC_SHA256 in schemes:
+        sealed.append(row.secret)
+        if row.previous_secret is not None and row.previous_secret_expires_at > now:
+            sealed.append(row.previous_secret)
+            changes.append(row.previous_secret_expires_at)
+    seeds: tuple[bytes, ...] = ()
+    if SignatureScheme.ED25519 in schemes and ring is not None:
+        seeds = ring.seeds
+        changes.append(ring.changes_at)
     return SinkConfig(
         row.key,
         row.id,
@@ -58,9 +79,10 @@ def _sink(row: Row[Any], keys: KeyRing, now: datetime) -> SinkConfig:
         row.sink,
         Status(row.status),
         tuple(keys.open(secret, secret_purpose(row.id)).decode() for secret in sealed),
+        seeds,
         None if row.retry is None else tuple(float(seconds) for seconds in row.retry),
         row.subscriber_reference,
         row.allowed_rate,
         row.protocol_settings.get("headers") or {},
-        row.previous_secret_expires_at if len(sealed) > 1 else None,
+        min(changes, default=None),
     )

@@ -106,6 +106,21 @@ api_keys = Table(
     Index(None, "organisation_id", "created_at", "id"),
 )
 
+signing_keys = Table(
+    "signing_keys",
+    metadata,
+    Column("kid", Text, primary_key=True, comment="RFC 7638 thumbprint of the public key"),
+    Column("seed", LargeBinary, nullable=False, comment="Private key, encrypted"),
+    Column("public", LargeBinary(32), nullable=False),
+    _moment("signs_from", required=True, comment="It is published before, so that receivers know it in time"),
+    _moment("signs_until", comment="End of the overlap with its successor; empty: it has none"),
+    _now("created_at"),
+    CheckConstraint("octet_length(public) = 32", name="public_length"),
+    CheckConstraint("signs_until > signs_from", name="validity"),
+    Index("ix_signing_keys_last", text("(true)"), unique=True, postgresql_where=text("signs_until IS NULL")),
+    comment="Ed25519 keys of the installation, for signatures that anyone can verify; one has no successor",
+)
+
 grants = Table(
     "grants",
     metadata,

@@ -1,18 +1,22 @@
-"""API keys and organisations, written straight into the database: how the first operator gets in."""
+"""Keys and organisations, written straight into the database: how the first operator gets in."""
 
+from datetime import timedelta
 from typing import Annotated, Any
 
 import typer
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.cli.running import fail, run, settings_for
+from broker.storage import resealing
 from schemas.problems import Problem
 from subscriptions.callers import Scope, create_key
 from subscriptions.change_log import changing
 from subscriptions.database import create_engine
 from subscriptions.organisations import create_domain, create_organisation, find_organisation
+from subscriptions.secrets import KeyRing
+from subscriptions.signing_keys import LEAST_AHEAD, rotate
 
-key_app = typer.Typer(help="API keys, written straight into the database.", no_args_is_help=True)
+key_app = typer.Typer(help="API keys, signing keys and encryption, straight in the database.", no_args_is_help=True)
 organisation_app = typer.Typer(help="Organisations, written straight into the database.", no_args_is_help=True)
 
 OperatorFlag = Annotated[bool, typer.Option("--operator", help="A key of the operator, which belongs to nobody else.")]
@@ -47,6 +51,49 @@ def create_api_key(
         typer.echo(key)
 
     _in_a_change(work)
+
+
+@key_app.command("rotate-signing")
+def rotate_signing_key(
+    ahead: Annotated[
+        float, typer.Option(min=LEAST_AHEAD.total_seconds(), help="Seconds that it is published before it signs.")
+    ] = 86_400,
+    overlap: Annotated[float, typer.Option(min=1, help="Seconds that the old one signs beside it.")] = 7 * 86_400,
+) -> None:
+    """Make the next Ed25519 key of the installation, for `v1a` signatures, and print its id."""
+    settings = settings_for("people")
+    ring = KeyRing(settings.secrets.keys)
+
+    async def work(connection: AsyncConnection) -> None:
+        try:
+            kid = await rotate(connection, ring, ahead=timedelta(seconds=ahead), overlap=timedelta(seconds=overlap))
+        except ValueError as error:
+            fail(str(error))
+        typer.echo(kid)
+
+    _in_a_change(work)
+
+
+@key_app.command("reseal")
+def reseal() -> None:
+    """Encrypt again, with the first of BODE_SECRETS_KEYS, what other keys encrypted; may be stopped and repeated."""
+    settings = settings_for("people")
+    ring = KeyRing(settings.secrets.keys)
+
+    async def work() -> None:
+        engine = create_engine(settings.database, application_name="bode people")
+        unreadable = 0
+        try:
+            async for done in resealing.reseal(engine, ring):
+                unreadable += done.unreadable
+                typer.echo(f"{done.column}: {done.resealed} of {done.found} encrypted again")
+        finally:
+            await engine.dispose()
+        if unreadable:
+            fail(f"{unreadable} could not be opened by any key: keep looking for the key that is missing")
+        typer.echo("✔ the first key opens everything; the others may go")
+
+    run(work())
 
 
 @organisation_app.command("create")

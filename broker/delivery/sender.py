@@ -14,7 +14,7 @@ from uuid import UUID
 from broker.delivery.client import Client, SendError, Target
 from broker.delivery.outcomes import Outcome, judge
 from broker.delivery.retries import DEFAULT, Schedule
-from broker.delivery.signing import SigningKey
+from broker.delivery.signing import AsymmetricKey, Signer, SigningKey
 from subscriptions.sinks import SinkConfig
 
 CONTENT_TYPE: Final = "application/cloudevents+json; charset=utf-8"
@@ -31,7 +31,7 @@ class Sink:
 
     config: SinkConfig
     target: Target
-    keys: tuple[SigningKey, ...]
+    keys: tuple[Signer, ...]
     schedule: Schedule
     prefix: bytes
     suffix: bytes
@@ -48,7 +48,7 @@ class Sink:
         return cls(
             config,
             Target.of(config.sink),
-            tuple(SigningKey(secret) for secret in config.secrets),
+            (*map(SigningKey, config.secrets), *map(AsymmetricKey, config.signing_seeds)),
             DEFAULT if config.retry is None else Schedule.of_seconds(config.retry),
             f',"subscription":"{config.id}","subscriptionsequence":"'.encode(),
             f'"{tail}}}'.encode(),

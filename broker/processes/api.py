@@ -7,6 +7,7 @@ from uuid import uuid4
 
 from broker.api.app import create_app
 from broker.api.context import BrokerContext
+from broker.api.key_set import key_set_route
 from broker.delivery.client import Target
 from broker.delivery.fence import Fence, FenceError
 from broker.ingest.accept import Acceptor
@@ -64,7 +65,7 @@ async def run(settings: Settings) -> None:
                 _BATCH_MAX_BYTES,
                 _BATCH_MAX_EVENTS,
             ),
-            status_routes(readiness),
+            [*status_routes(readiness), key_set_route(resources.engine)],
         )
         site = Site(app, str(settings.serve.host), settings.serve.port)
 

@@ -13,6 +13,7 @@ from broker.settings import Settings
 from broker.storage import installation
 from broker.storage.fingerprints import Fingerprints
 from broker.telemetry import log
+from subscriptions import signing_keys
 from subscriptions.database import create_engine
 from subscriptions.secrets import KeyRing
 
@@ -45,7 +46,10 @@ async def open_resources(
     engine = create_engine(settings.database, application_name=name)
     pool = await _open_pool(dsn, {"application_name": name, **session}, pool_size)
     try:
-        yield Resources(settings, dsn, engine, pool, keys, await installation.fingerprints(pool, keys))
+        fingerprints = await installation.fingerprints(pool, keys)
+        async with engine.begin() as connection:
+            await signing_keys.ensure(connection, keys)
+        yield Resources(settings, dsn, engine, pool, keys, fingerprints)
     finally:
         await engine.dispose()
         try:

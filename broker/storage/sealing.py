@@ -10,7 +10,7 @@ _PURPOSE: Final = b"event body "
 
 def seal_body(keys: KeyRing, event_key: int, body: bytes) -> bytes:
     """Encrypt an event's canonical body."""
-    return keys.seal(body, _PURPOSE + event_key.to_bytes(8, "big"))
+    return keys.seal(body, body_purpose(event_key))
 
 
 def open_body(keys: KeyRing, event_key: int, sealed: bytes) -> bytes:
@@ -19,7 +19,12 @@ def open_body(keys: KeyRing, event_key: int, sealed: bytes) -> bytes:
     Raises:
         SealError: when the bytes were changed, belong to another event, or their key is not in the ring.
     """
-    return keys.open(sealed, _PURPOSE + event_key.to_bytes(8, "big"))
+    return keys.open(sealed, body_purpose(event_key))
+
+
+def body_purpose(event_key: int) -> bytes:
+    """What the sealed body of an event is bound to."""
+    return _PURPOSE + event_key.to_bytes(8, "big")
 
 
 def excerpt_purpose(subscription_id: UUID) -> bytes:

@@ -69,6 +69,19 @@ def _sendable_headers(headers: dict[str, str] | None) -> dict[str, str] | None:
     return headers
 
 
+class SignatureScheme(StrEnum):
+    """A signature scheme of Standard Webhooks."""
+
+    HMAC_SHA256 = "v1"
+    ED25519 = "v1a"
+
+
+def _unlike(schemes: list[SignatureScheme] | None) -> list[SignatureScheme] | None:
+    if schemes is not None and len(set(schemes)) < len(schemes):
+        raise PydanticCustomError("signatures", "must not name a scheme twice")
+    return schemes
+
+
 class HttpSettings(Resource):
     """How the HTTP request of a notification is made."""
 
@@ -81,6 +94,12 @@ class HttpSettings(Resource):
         )
     )
     method: Literal["POST"] = Field(default="POST", description="HTTP method; notifications are posted.")
+    signatures: Annotated[list[SignatureScheme], Field(min_length=1), AfterValidator(_unlike)] | None = Field(
+        default=None,
+        description="Signatures that each notification bears: `v1` (HMAC-SHA256 with the subscription's secret; the "
+        "default) and `v1a` (Ed25519 with the broker's key, of which the public half is at /.well-known/jwks.json).",
+        examples=[["v1", "v1a"]],
+    )
 
 
 class RetryPolicy(Resource):

@@ -98,6 +98,7 @@ async def sent() -> AsyncIterator[dict[str, Sent]]:
             sink=sink.url("/"),
             status=Status.ACTIVE,
             secrets=(NEW, OLD),
+            signing_seeds=(),
             secrets_change_at=None,
             retry=None,
             subscriber_reference=ADDED["subscriberreference"],

@@ -16,7 +16,7 @@ KEY = 7
 
 
 def config(sink: str, status: Status = Status.ACTIVE) -> SinkConfig:
-    return SinkConfig(KEY, uuid4(), uuid4(), sink, status, (signing_secret(),), None, None, None, {}, None)
+    return SinkConfig(KEY, uuid4(), uuid4(), sink, status, (signing_secret(),), (), None, None, None, {}, None)
 
 
 class Office:
