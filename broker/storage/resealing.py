@@ -36,7 +36,7 @@ class Sealed:
     @property
     def table(self) -> Table:
         """Where it stands."""
-        return self.column.table  # type: ignore[return-value]  # columns of ours stand in tables
+        return self.column.table
 
 
 @dataclass(frozen=True, slots=True)

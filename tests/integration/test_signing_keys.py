@@ -1,4 +1,4 @@
-"""Ed25519 keys: made once, published before they sign, changed over with an overlap; and what keys sealed, sealed again."""
+"""Ed25519 keys: made once, published before they sign, changed over with an overlap. And encrypting again."""
 
 import base64
 from collections.abc import AsyncIterator, Iterator
@@ -185,7 +185,8 @@ async def test_everything_is_sealed_again_and_the_old_key_may_go(engine: AsyncEn
         )
     first = [done async for done in resealing.reseal(engine, both)]
     assert {done.column for done in first if done.resealed} == {
-        "installation.value", "signing_keys.seed", "subscriptions.secret", "subscriptions.previous_secret", "events.body",
+        "installation.value", "signing_keys.seed", "subscriptions.secret", "subscriptions.previous_secret",
+        "events.body",
     }  # fmt: skip
     assert all(done.found == done.resealed and not done.unreadable for done in first)
     assert not any([done.found async for done in resealing.reseal(engine, both)])
