@@ -44,6 +44,7 @@ class ChangeKind(StrEnum):
 
     ORGANISATION = "organisation"
     DOMAIN = "domain"
+    EVENT_TYPE = "event-type"
     GRANT = "grant"
     SUBSCRIPTION = "subscription"
     FOLLOW_LIST = "follow-list"
@@ -56,11 +57,14 @@ change_log = Table(
     Column("version", BigInteger, primary_key=True, autoincrement=False),
     Column("changed_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column(
-        "kind", Text, nullable=False, comment="organisation, domain, grant, subscription, follow-list or everything"
+        "kind",
+        Text,
+        nullable=False,
+        comment="organisation, domain, event-type, grant, subscription, follow-list or everything",
     ),
     Column("entity", Text, nullable=False, comment="id of the row that changed; empty for everything"),
     CheckConstraint(
-        "kind IN ('organisation', 'domain', 'grant', 'subscription', 'follow-list', 'everything')",
+        "kind IN ('organisation', 'domain', 'event-type', 'grant', 'subscription', 'follow-list', 'everything')",
         name="kind",
     ),
     comment="Changes that matching must see, contiguous in commit order",

@@ -14,6 +14,7 @@ from uuid import UUID
 from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from schemas.data_schemas import DataSchema
 from schemas.filters import parse
 from subscriptions.change_log import ChangeKind, read_changes, read_head
 from subscriptions.coverage import domains_of, patterns_covering
@@ -22,6 +23,8 @@ from subscriptions.entries import (
     Change,
     DomainChanged,
     DomainEntry,
+    EventTypeChanged,
+    EventTypeEntry,
     FollowListsChanged,
     GrantChanged,
     GrantEntry,
@@ -31,11 +34,28 @@ from subscriptions.entries import (
     SubscriptionChanged,
     SubscriptionEntry,
 )
-from subscriptions.tables import MATCHED, Ordering, Status, domains, grants, organisations, subscriptions
+from subscriptions.tables import (
+    MATCHED,
+    DataValidation,
+    Ordering,
+    Status,
+    domains,
+    event_types,
+    grants,
+    organisations,
+    subscriptions,
+)
 
 OIN_SOURCE: Final = "urn:nld:oin:"
 _STREAMING: Final = {"yield_per": 2_000}
 _MEMO_LIMIT: Final = 100_000
+_ROWS: Final = (
+    ChangeKind.ORGANISATION,
+    ChangeKind.DOMAIN,
+    ChangeKind.EVENT_TYPE,
+    ChangeKind.GRANT,
+    ChangeKind.SUBSCRIPTION,
+)
 
 
 @dataclass(slots=True)
@@ -44,12 +64,14 @@ class Directory:
 
     organisations: dict[UUID, OrganisationEntry] = field(default_factory=dict)
     domains: dict[UUID, DomainEntry] = field(default_factory=dict)
+    event_types: dict[UUID, EventTypeEntry] = field(default_factory=dict)
     grants: dict[UUID, GrantEntry] = field(default_factory=dict)
     subscriptions: dict[int, SubscriptionEntry] = field(default_factory=dict)
     _by_amqp_user: dict[str, OrganisationEntry] = field(default_factory=dict, repr=False)
     _by_source: dict[str, OrganisationEntry] = field(default_factory=dict, repr=False)
     _by_oin: dict[str, OrganisationEntry] = field(default_factory=dict, repr=False)
     _by_domain: dict[str, UUID] = field(default_factory=dict, repr=False)
+    _by_type: dict[str, EventTypeEntry] = field(default_factory=dict, repr=False)
     _by_provider: dict[UUID, dict[UUID, GrantEntry]] = field(default_factory=dict, repr=False)
     _granting: dict[tuple[UUID, str], tuple[GrantEntry, ...]] = field(default_factory=dict, repr=False, compare=False)
 
@@ -74,6 +96,13 @@ class Directory:
     def owner_of_type(self, event_type: str) -> UUID | None:
         """Returns the organisation that owns an event type: that of the longest domain it lies in."""
         return next((self._by_domain[name] for name in domains_of(event_type) if name in self._by_domain), None)
+
+    def validated(self, event_type: str) -> EventTypeEntry | None:
+        """Returns the description that events of a type are held against: its owner's, unless validation is off."""
+        entry = self._by_type.get(event_type)
+        if entry is None or entry.schema is None or entry.validation is DataValidation.OFF:
+            return None
+        return entry if entry.organisation_id == self.owner_of_type(event_type) else None
 
     def granted(self, provider_id: UUID, event_type: str, now: datetime) -> UUID | None:
         """Returns the oldest grant by which a provider may receive a type at this moment, or None.
@@ -113,6 +142,8 @@ class Directory:
                     self._put_organisation(identity, organisation)
                 case DomainChanged(identity, domain):
                     self._put_domain(identity, domain)
+                case EventTypeChanged(identity, event_type):
+                    self._put_event_type(identity, event_type)
                 case GrantChanged(identity, grant):
                     self._put_grant(identity, grant)
                 case SubscriptionChanged(key, None):
@@ -148,6 +179,14 @@ class Directory:
             self._by_domain[entry.name] = entry.organisation_id
         self._granting.clear()
 
+    def _put_event_type(self, identity: UUID, entry: EventTypeEntry | None) -> None:
+        before = self.event_types.pop(identity, None)
+        if before is not None:
+            self._by_type.pop(before.type, None)
+        if entry is not None:
+            self.event_types[identity] = entry
+            self._by_type[entry.type] = entry
+
     def _put_grant(self, identity: UUID, entry: GrantEntry | None) -> None:
         before = self.grants.pop(identity, None)
         if before is not None:
@@ -170,6 +209,8 @@ async def load(engine: AsyncEngine) -> tuple[int, Directory]:
             directory.apply([OrganisationChanged(row.id, _organisation(row))])
         for row in await connection.execute(_DOMAINS):
             directory.apply([DomainChanged(row.id, _domain(row))])
+        for row in await connection.execute(_EVENT_TYPES):
+            directory.apply([EventTypeChanged(row.id, _event_type(row))])
         async with connection.stream(_GRANTS, execution_options=_STREAMING) as granted:
             async for rows in granted.partitions():
                 directory.apply([GrantChanged(row.id, _grant(row)) for row in rows])
@@ -192,7 +233,7 @@ async def load_changes(engine: AsyncEngine, since_version: int) -> tuple[int, li
         changes: list[Change] = []
         if any(entry.kind is ChangeKind.FOLLOW_LIST for entry in entries):
             changes.append(FollowListsChanged())
-        for kind in (ChangeKind.ORGANISATION, ChangeKind.DOMAIN, ChangeKind.GRANT, ChangeKind.SUBSCRIPTION):
+        for kind in _ROWS:
             touched = list(dict.fromkeys(UUID(entry.entity) for entry in entries if entry.kind is kind))
             if touched:
                 changes += await _read(connection, kind, touched)
@@ -207,6 +248,10 @@ async def _read(connection: AsyncConnection, kind: ChangeKind, touched: list[UUI
         case ChangeKind.DOMAIN:
             found = await connection.execute(_DOMAINS.where(domains.c.id == func.any(touched)))
             return [DomainChanged(row.id, _domain(row)) for row in found]
+        case ChangeKind.EVENT_TYPE:
+            found = await connection.execute(_EVENT_TYPES.where(event_types.c.id == func.any(touched)))
+            described = {row.id: _event_type(row) for row in found}
+            return [EventTypeChanged(identity, described.get(identity)) for identity in touched]
         case ChangeKind.GRANT:
             found = await connection.execute(_GRANTS.where(grants.c.id == func.any(touched)))
             standing = {row.id: _grant(row) for row in found}
@@ -241,6 +286,14 @@ _ORGANISATIONS: Final[AnySelect] = select(
 
 _DOMAINS: Final[AnySelect] = select(domains.c.id, domains.c.name, domains.c.organisation_id)
 
+_EVENT_TYPES: Final[AnySelect] = select(
+    event_types.c.id,
+    event_types.c.type,
+    event_types.c.organisation_id,
+    event_types.c.validation,
+    event_types.c.data_schema,
+)
+
 # Grants that can still count: neither revoked nor run out.
 _GRANTS: Final[AnySelect] = select(
     grants.c.id,
@@ -271,6 +324,11 @@ def _organisation(row: AnyRow) -> OrganisationEntry:
 
 def _domain(row: AnyRow) -> DomainEntry:
     return DomainEntry(row.id, row.name, row.organisation_id)
+
+
+def _event_type(row: AnyRow) -> EventTypeEntry:
+    schema = None if row.data_schema is None else DataSchema(row.data_schema)
+    return EventTypeEntry(row.id, row.type, row.organisation_id, DataValidation(row.validation), schema)
 
 
 def _grant(row: AnyRow) -> GrantEntry:

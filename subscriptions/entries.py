@@ -5,8 +5,9 @@ from datetime import datetime
 from typing import TypeAlias
 from uuid import UUID
 
+from schemas.data_schemas import DataSchema
 from schemas.filters import Condition
-from subscriptions.tables import Ordering, Status
+from subscriptions.tables import DataValidation, Ordering, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,17 @@ class DomainEntry:
     id: UUID
     name: str
     organisation_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class EventTypeEntry:
+    """A described event type, as far as it matters to acceptance. It counts only while its registry owns the type."""
+
+    id: UUID
+    type: str
+    organisation_id: UUID
+    validation: DataValidation
+    schema: DataSchema | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +83,14 @@ class DomainChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class EventTypeChanged:
+    """The event type is described as `entry` from now on, or no longer."""
+
+    id: UUID
+    entry: EventTypeEntry | None
+
+
+@dataclass(frozen=True, slots=True)
 class GrantChanged:
     """The grant is as `entry` from now on, or revoked."""
 
@@ -97,5 +117,11 @@ class ReloadNeeded:
 
 
 Change: TypeAlias = (
-    OrganisationChanged | DomainChanged | GrantChanged | SubscriptionChanged | FollowListsChanged | ReloadNeeded
+    OrganisationChanged
+    | DomainChanged
+    | EventTypeChanged
+    | GrantChanged
+    | SubscriptionChanged
+    | FollowListsChanged
+    | ReloadNeeded
 )

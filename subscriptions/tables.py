@@ -35,6 +35,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from schemas.resources import DataValidation as DataValidation
+from schemas.resources import InformationLevel as InformationLevel
 from schemas.resources import Ordering as Ordering
 from schemas.resources import Status as Status
 from subscriptions.database import metadata
@@ -87,6 +89,69 @@ domains = Table(
     Index(None, "organisation_id"),
     Index(None, "created_at", "id"),
     comment="An event type belongs to the longest domain that is a prefix of it by labels",
+)
+
+event_types = Table(
+    "event_types",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("type", Text, nullable=False, unique=True, comment="CloudEvents type, exact"),
+    Column(
+        "organisation_id",
+        Uuid,
+        ForeignKey("organisations.id"),
+        nullable=False,
+        comment="The registry that describes it; what it says counts only while it owns the type",
+    ),
+    Column("meaning", Text, nullable=False),
+    Column("time_meaning", Text, comment="What `time` says of its events"),
+    Column("documentation_link", Text),
+    Column("information_level", Text, comment="informatiearm or informatierijk"),
+    Column("data_schema", JSONB(none_as_null=True), comment="JSON Schema 2020-12 of data; empty: none"),
+    Column("validation", Text, nullable=False, server_default=DataValidation.OFF.value),
+    Column(
+        "filter_attributes",
+        ARRAY(Text),
+        comment="What may be filtered on: attribute names, and JSON Pointers into data; empty: anything",
+    ),
+    Column("retention_days", Integer, comment="Days that its events are kept; empty: as the installation says"),
+    _moment("deprecated_at", comment="From when providers should no longer subscribe to it"),
+    _moment("sunset_at", comment="From when it is no longer published"),
+    Column("successor", Text, comment="The type that comes in its place"),
+    Column("version", BigInteger, nullable=False, server_default=text("1"), comment="Raised by each change"),
+    _now("created_at"),
+    _now("updated_at"),
+    _one_of("validation", DataValidation),
+    CheckConstraint("information_level IN ('informatiearm', 'informatierijk')", name="information_level"),
+    CheckConstraint("validation = 'off' OR data_schema IS NOT NULL", name="validation_has_a_schema"),
+    CheckConstraint("retention_days BETWEEN 1 AND 36500", name="retention_days"),
+    Index(None, "organisation_id"),
+    Index(None, "created_at", "id"),
+    comment="The catalogue: what registries say of the types that they publish",
+)
+
+event_type_versions = Table(
+    "event_type_versions",
+    metadata,
+    Column("event_type_id", Uuid, ForeignKey("event_types.id", ondelete="CASCADE"), nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("description", JSONB, nullable=False, comment="All that was said of the type, as the API says it"),
+    _now("created_at"),
+    PrimaryKeyConstraint("event_type_id", "version"),
+    comment="Each version of a description, as it was; never changed",
+)
+
+data_findings = Table(
+    "data_findings",
+    metadata,
+    Column("event_type_id", Uuid, ForeignKey("event_types.id", ondelete="CASCADE"), nullable=False),
+    Column("pointer", Text, nullable=False, comment="JSON Pointer into data; names that the schema doesn't know are *"),
+    Column("keyword", Text, nullable=False, comment="The keyword of JSON Schema that was not met"),
+    Column("times", BigInteger, nullable=False),
+    _moment("first_at", required=True),
+    _moment("last_at", required=True),
+    PrimaryKeyConstraint("event_type_id", "pointer", "keyword"),
+    comment="The report of types that validate with `report`: a hundred rows for each at most, and no values",
 )
 
 api_keys = Table(

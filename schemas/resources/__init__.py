@@ -5,6 +5,18 @@ were read, and are ignored there. Output leaves out what the Notification API do
 """
 
 from schemas.resources.base import DOMAIN_PATTERN, GRANT_TYPE_PATTERN, Page, Resource
+from schemas.resources.catalogue import (
+    DataFinding,
+    DataFindingPage,
+    DataValidation,
+    EventType,
+    EventTypeBody,
+    EventTypePage,
+    EventTypeReplacement,
+    EventTypeVersion,
+    EventTypeVersionPage,
+    InformationLevel,
+)
 from schemas.resources.registries import (
     Domain,
     DomainBody,
@@ -43,15 +55,25 @@ from schemas.resources.subscriptions import (
 __all__ = [
     "DOMAIN_PATTERN",
     "GRANT_TYPE_PATTERN",
+    "DataFinding",
+    "DataFindingPage",
+    "DataValidation",
     "Domain",
     "DomainBody",
     "DomainPage",
+    "EventType",
+    "EventTypeBody",
+    "EventTypePage",
+    "EventTypeReplacement",
+    "EventTypeVersion",
+    "EventTypeVersionPage",
     "Grant",
     "GrantBody",
     "GrantPage",
     "HandshakeConsent",
     "Health",
     "HttpSettings",
+    "InformationLevel",
     "Key",
     "KeyBody",
     "KeyCreated",
