@@ -6,6 +6,7 @@ from typing import cast
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import Request
 
+from broker.api.arrivals import Arrivals
 from broker.ingest.publishing import Publisher
 from broker.ingest.view import View
 from broker.storage.fingerprints import Fingerprints
@@ -19,6 +20,7 @@ class BrokerContext:
     publisher: Publisher
     view: View
     fingerprints: Fingerprints
+    arrivals: Arrivals
     event_max_bytes: int
     batch_max_bytes: int
     batch_max_events: int

@@ -1,10 +1,8 @@
 """One attempt: a notification is composed, signed and posted, and the answer is judged.
 
-The body is the accepted event with our extension attributes appended, so an event is serialised once, whatever the
-number of its deliveries. The signature covers exactly the bytes that are sent.
+The signature covers exactly the bytes that are sent.
 """
 
-import json
 import random
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +10,7 @@ from typing import Final
 from uuid import UUID
 
 from broker.delivery.client import Client, SendError, Target
+from broker.delivery.envelopes import Envelope
 from broker.delivery.outcomes import Outcome, judge
 from broker.delivery.retries import DEFAULT, Schedule
 from broker.delivery.signing import AsymmetricKey, Signer, SigningKey
@@ -33,8 +32,7 @@ class Sink:
     target: Target
     keys: tuple[Signer, ...]
     schedule: Schedule
-    prefix: bytes
-    suffix: bytes
+    envelope: Envelope
 
     @classmethod
     def of(cls, config: SinkConfig) -> "Sink":
@@ -43,21 +41,13 @@ class Sink:
         Raises:
             ValueError: when the configuration, which the API has checked, is not usable after all.
         """
-        reference = config.subscriber_reference
-        tail = "" if reference is None else f',"subscriberreference":{json.dumps(reference, ensure_ascii=False)}'
         return cls(
             config,
             Target.of(config.sink),
             (*map(SigningKey, config.secrets), *map(AsymmetricKey, config.signing_seeds)),
             DEFAULT if config.retry is None else Schedule.of_seconds(config.retry),
-            f',"subscription":"{config.id}","subscriptionsequence":"'.encode(),
-            f'"{tail}}}'.encode(),
+            Envelope.of(config.id, config.subscriber_reference),
         )
-
-
-def compose(sink: Sink, body: bytes, sequence: int) -> bytes:
-    """The notification's body: the event and our extension attributes (DESIGN, Notification)."""
-    return b"".join((body[:-1], sink.prefix, str(sequence).encode(), sink.suffix))
 
 
 class Sender:
@@ -71,7 +61,7 @@ class Sender:
         """Make one attempt. A sink that fails is an outcome, never an exception."""
         now = datetime.now(UTC)
         timestamp = int(now.timestamp())
-        content = compose(sink, body, sequence)
+        content = sink.envelope.compose(body, sequence)
         identity = delivery_id(sink.config.id, sequence)
         headers = {
             **sink.config.headers,

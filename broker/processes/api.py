@@ -6,6 +6,7 @@ from datetime import timedelta
 from uuid import uuid4
 
 from broker.api.app import create_app
+from broker.api.arrivals import Arrivals
 from broker.api.context import BrokerContext
 from broker.api.key_set import key_set_route
 from broker.delivery.client import Target
@@ -21,7 +22,9 @@ from broker.processes.serving import Site, status_routes, tell_ready
 from broker.processes.workers import Readiness, run_workers, stop_on_signals
 from broker.settings import Settings
 from broker.storage import acceptance, leases, people
+from broker.storage.acceptance import DELIVERIES_CHANNEL
 from broker.storage.leases import SHARD_LEASE
+from broker.storage.listening import Listener
 from broker.storage.tables import accepted_at
 from broker.telemetry import log
 from schemas.resources import Health
@@ -53,6 +56,8 @@ async def run(settings: Settings) -> None:
             acceptor = Acceptor(resources.pool, view, resources.keys, resources.fingerprints)
             publisher = DirectPublisher(acceptor, waker.queue, settings.ingest.batch_max)
         await view.load()
+        arrivals = Arrivals()
+        listener = Listener(resources.dsn, {DELIVERIES_CHANNEL: arrivals.told}, arrivals.anything, resources.name)
         readiness = Readiness({"database": resources.database_answers, "publisher": publisher.ready})
         app = create_app(
             _context(resources),
@@ -61,6 +66,7 @@ async def run(settings: Settings) -> None:
                 publisher,
                 view,
                 resources.fingerprints,
+                arrivals,
                 settings.event.max_bytes,
                 _BATCH_MAX_BYTES,
                 _BATCH_MAX_EVENTS,
@@ -79,7 +85,7 @@ async def run(settings: Settings) -> None:
             """Requests under way are finished by the site when it is cancelled."""
 
         await run_workers(
-            workers | {"site": site.run, "publisher": publisher.run, "announce": announce},
+            workers | {"site": site.run, "publisher": publisher.run, "announce": announce, "listener": listener.run},
             stop=stop,
             drain=drain,
         )

@@ -24,6 +24,8 @@ class Resources:
 
     settings: Settings
     dsn: str
+    name: str
+    """What its connections call themselves."""
     engine: AsyncEngine
     pool: asyncpg.Pool
     keys: KeyRing
@@ -49,7 +51,7 @@ async def open_resources(
         fingerprints = await installation.fingerprints(pool, keys)
         async with engine.begin() as connection:
             await signing_keys.ensure(connection, keys)
-        yield Resources(settings, dsn, engine, pool, keys, fingerprints)
+        yield Resources(settings, dsn, name, engine, pool, keys, fingerprints)
     finally:
         await engine.dispose()
         try:

@@ -153,6 +153,16 @@ delivery_totals = Table(
     comment="Promise 2: matched (last_sequence) minus these is what must be pending.",
 )
 
+pull_cursors = Table(
+    "pull_cursors",
+    metadata,
+    Column("subscription", BigInteger, primary_key=True, autoincrement=False),
+    Column("through", BigInteger, nullable=False, comment="every number up to this one was acknowledged"),
+    Column("acknowledged_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    CheckConstraint("through >= 0", name="not_negative"),
+    comment="How far a provider that pulls says that it has come.",
+)
+
 rejections = Table(
     "rejections",
     metadata,

@@ -211,7 +211,9 @@ async def delivering(
         asyncpg.create_pool(url, min_size=1, max_size=6, server_settings=session) as pool,
         asyncpg.create_pool(url, min_size=1, max_size=4, server_settings=SESSION) as accepting,
     ):
-        resources = Resources(settings, url, engine, pool, RING, await installation.fingerprints(pool, RING))
+        resources = Resources(
+            settings, url, "bode test", engine, pool, RING, await installation.fingerprints(pool, RING)
+        )
         async with pool.acquire() as connection:
             await leases.create(connection, SHARD_LEASE, settings.delivery.shards)
         process = DeliverProcess(resources, owner, settings.delivery.shards)

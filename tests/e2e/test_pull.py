@@ -1,0 +1,120 @@
+"""Pulling: fetching what was missed, waiting for what comes, and saying what was taken over."""
+
+import asyncio
+import json
+from typing import Any
+
+from tests.e2e.events import event
+from tests.e2e.installation import Installation
+from tests.e2e.receiver import Receiver
+
+
+async def _pull(installation: Installation, subscription: str, query: str = "", who: str = "gemeente") -> Any:
+    status, answer, _ = await installation.call("GET", f"/subscriptions/{subscription}/events{query}", who)
+    assert status == 200, answer
+    return answer
+
+
+async def _all(installation: Installation, subscription: str, limit: int) -> list[dict[str, Any]]:
+    """Everything from number 1 on, page by page."""
+    events, after = [], 0
+    while True:
+        answer = await _pull(installation, subscription, f"?after={after}&limit={limit}")
+        if answer["through"] == after:
+            return events
+        assert not answer["tombstones"]
+        events += answer["events"]
+        after = answer["through"]
+
+
+async def test_provider_whose_sink_was_down_fetches_everything_and_is_not_sent_it_again(
+    installation: Installation, receiver: Receiver
+) -> None:
+    kind = "nl.brp.opgehaald"
+    receiver.behaviours["down"] = lambda _: 503
+    made = await installation.subscribe("gemeente", receiver.url("down"), types=[kind], subscriberReference="balie")
+    source = installation.source("brp")
+    sent = [event(source, kind, f"s-{number % 3}", data={"n": number}) for number in range(25)]
+    await installation.publish("brp", sent)
+    await installation.wait_for_health("gemeente", made["id"], lastSequence=25)
+
+    events = await _all(installation, made["id"], limit=7)
+    assert [each["subscriptionsequence"] for each in events] == [str(number) for number in range(1, 26)]
+    assert {each["id"] for each in events} == {each["id"] for each in map(_parsed, sent)}
+    assert {(each["subscription"], each["subscriberreference"]) for each in events} == {(made["id"], "balie")}
+    for subject in {each["subject"] for each in events}:
+        in_order = [each["data"]["n"] for each in events if each["subject"] == subject]
+        assert in_order == sorted(in_order)
+
+    first = await _pull(installation, made["id"], "?after=0&limit=10")
+    status, moved, _ = await installation.call(
+        "PUT", f"/subscriptions/{made['id']}/cursor", "gemeente", {"cursor": first["cursor"]}
+    )
+    assert (status, moved["through"], moved["lastSequence"], moved["ended"]) == (200, 10, 25, 10)
+    await installation.wait_for_health("gemeente", made["id"], pending=15, deliveredThrough=10)
+    assert (await _pull(installation, made["id"]))["events"][0]["subscriptionsequence"] == "11", "beyond the cursor"
+    for cursor in (first["cursor"], (await _pull(installation, made["id"], "?after=24"))["cursor"], first["cursor"]):
+        _, moved, _ = await installation.call(
+            "PUT", f"/subscriptions/{made['id']}/cursor", "gemeente", {"cursor": cursor}
+        )
+    assert (moved["through"], moved["ended"]) == (25, 0), "a cursor never goes back"
+    health = await installation.wait_for_health("gemeente", made["id"], pending=0, deliveredThrough=25, deadLetters=0)
+    assert health["lastSequence"] == 25
+
+
+async def test_pull_waits_until_something_comes(installation: Installation, receiver: Receiver) -> None:
+    kind = "nl.brp.afgewacht"
+    made = await installation.subscribe("gemeente", receiver.url("quiet"), types=[kind])
+    waiting = asyncio.create_task(_pull(installation, made["id"], "?after=0&wait=30"))
+    await asyncio.sleep(0.2)
+    assert not waiting.done()
+    await installation.publish("brp", [event(installation.source("brp"), kind, "a")])
+    answer = await waiting
+    assert [each["subscriptionsequence"] for each in answer["events"]] == ["1"]
+    assert (await _pull(installation, made["id"], "?after=1&wait=1"))["events"] == []
+
+
+async def test_what_a_grant_no_longer_covers_is_a_tombstone(installation: Installation, receiver: Receiver) -> None:
+    kind = "nl.woz.ingetrokken"
+    made = await installation.subscribe("pensioenfonds", receiver.url("ended"), types=[kind])
+    await installation.publish("woz", [event(installation.source("woz"), kind, str(number)) for number in range(3)])
+    await receiver.wait_for("ended", 3)
+    assert len((await _pull(installation, made["id"], who="pensioenfonds"))["events"]) == 3
+    _, grants, _ = await installation.call("GET", "/grants?status=standing", "woz")
+    provider = made["organisation"]
+    (standing,) = [each for each in grants["results"] if each["provider"] == provider]
+    status, _, _ = await installation.call("DELETE", f"/grants/{standing['id']}", "woz")
+    assert status == 204
+    try:
+        answer = await _pull(installation, made["id"], who="pensioenfonds")
+        assert answer["events"] == []
+        assert answer["tombstones"] == [{"from": 1, "to": 3, "state": "cancelled", "reason": "grant-ended"}]
+    finally:
+        again = {name: standing[name] for name in ("provider", "types", "legalBasis")}
+        status, _, _ = await installation.call("POST", "/grants", "woz", again)
+        assert status == 201
+
+
+async def test_cursors_and_places_that_are_none_are_refused(installation: Installation, receiver: Receiver) -> None:
+    mine = await installation.subscribe("gemeente", receiver.url("mine"), types=["nl.brp.geen"])
+    other = await installation.subscribe("gemeente", receiver.url("other"), types=["nl.brp.geen"])
+    theirs = (await _pull(installation, other["id"]))["cursor"]
+    path = f"/subscriptions/{mine['id']}"
+    for cursor in (theirs, "nonsense", "AAAA", ""):
+        status, problem, _ = await installation.call("PUT", f"{path}/cursor", "gemeente", {"cursor": cursor})
+        assert status == 400
+        assert problem["invalidParams"][0]["name"] == "/cursor"
+    for query in ("after=1", "after=-1", "after=x", "limit=0", "limit=1001", "wait=31", "wait=-1"):
+        status, problem, _ = await installation.call("GET", f"{path}/events?{query}", "gemeente")
+        assert status == 400, query
+        assert problem["invalidParams"][0]["name"] == query.partition("=")[0]
+    for who in ("pensioenfonds", "operator", "brp"):
+        status, _, _ = await installation.call("GET", f"{path}/events", who)
+        assert status in (403, 404), who
+    _, cursor, _ = await installation.call("GET", f"{path}/cursor", "gemeente")
+    assert cursor == {"subscription": mine["id"], "through": 0, "lastSequence": 0}
+
+
+def _parsed(raw: bytes) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads(raw)
+    return parsed
