@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
-from managing import RING, World, administer, fresh_domain, sibling
+from managing import RING, World, administer, drop_database, fresh_domain, sibling
 
 from broker.ingest.accept import Acceptor, Message
 from broker.ingest.view import View
@@ -40,7 +40,7 @@ def migrated(postgres_url: str) -> Iterator[str]:
         asyncio.run(_migrate(url))
         yield url
     finally:
-        asyncio.run(administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)"))
+        asyncio.run(drop_database(postgres_url, name))
 
 
 async def _migrate(url: str) -> None:

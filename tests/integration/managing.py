@@ -195,7 +195,7 @@ def database(postgres_url: str) -> Iterator[str]:
         asyncio.run(_create_schema(url))
         yield url
     finally:
-        asyncio.run(administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)"))
+        asyncio.run(drop_database(postgres_url, name))
 
 
 @asynccontextmanager
@@ -211,6 +211,16 @@ async def world(url: str, **settings: Any) -> AsyncIterator[World]:
 def sibling(url: str, name: str) -> str:
     base, question, query = url.partition("?")
     return base.rpartition("/")[0] + "/" + name + question + query
+
+
+async def drop_database(url: str, name: str) -> None:
+    """Drops a database that nobody of ours uses any more; autovacuum, which we may not end, may still be at it."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await administer(url, f"DROP DATABASE {name} WITH (FORCE)")
+            except asyncpg.InsufficientPrivilegeError:
+                await asyncio.sleep(0.2)
 
 
 async def administer(url: str, statement: str) -> None:

@@ -1,7 +1,7 @@
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
-from managing import administer, sibling
+from managing import administer, drop_database, sibling
 from sqlalchemy import text
 
 from broker.migrations import migrate
@@ -37,4 +37,4 @@ async def test_rows_that_the_default_caught_move_to_their_partition_and_the_next
                 assert (await connection.execute(text("SELECT to_regclass(:n)"), {"n": table})).scalar()
     finally:
         await engine.dispose()
-        await administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+        await drop_database(postgres_url, name)
