@@ -8,6 +8,7 @@
     ├── MethodNotAllowed 405
     ├── NotAcceptable 406
     ├── Conflict 409              not in this state, or taken
+    │   └── KeyReused 409         an Idempotency-Key that came with another request
     ├── PreconditionFailed 412    If-Match doesn't hold
     ├── BodyTooLarge 413
     ├── UnsupportedMediaType 415
@@ -66,8 +67,17 @@ class ProblemDetails(BaseModel):
     code: str = Field(description="Last part of the type, to switch on.", examples=["not-found"])
     title: str = Field(description="The kind of problem, in words.", examples=["Not found"])
     status: int = Field(description="The HTTP status code.", ge=400, le=599, examples=[404])
-    detail: str = Field(description="What was wrong with this request, and what would be right.")
-    instance: str = Field(description="URI of this occurrence: the request id, also found in the log.")
+    detail: str = Field(
+        description="What was wrong with this request, and what would be right.",
+        examples=["There is no such resource, or it is not yours."],
+    )
+    instance: str = Field(
+        description="URI of this occurrence: the request id, also found in the log.",
+        examples=["urn:uuid:6b1e3b0c-6f0e-4b0a-9a55-0c7d0e6f2a11"],
+    )
+    invalid_params: list[InvalidParam] = Field(
+        default=[], alias="invalidParams", description="What was at fault, where it is a parameter that can be named."
+    )
 
 
 class ValidationProblemDetails(ProblemDetails):
@@ -109,14 +119,21 @@ class Problem(Exception):
     title: ClassVar[str] = "Internal error"
     default_detail: ClassVar[str] = "Something failed on our side. Nothing is known to be wrong with the request."
 
-    def __init__(self, detail: str | None = None, *, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        detail: str | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        params: Sequence[InvalidParam] = (),
+    ) -> None:
         self.detail = detail or self.default_detail
         self.headers: dict[str, str] = dict(headers or {})
+        self.params = tuple(params)
         super().__init__(self.detail)
 
     def body(self, instance: str) -> dict[str, object]:
         """Returns the members of the problem document; `instance` names this occurrence."""
-        return {
+        members: dict[str, object] = {
             "type": TYPE_PREFIX + self.code,
             "code": self.code,
             "title": self.title,
@@ -124,6 +141,9 @@ class Problem(Exception):
             "detail": self.detail,
             "instance": instance,
         }
+        if self.params:
+            members["invalidParams"] = [param.model_dump(by_alias=True) for param in self.params]
+        return members
 
 
 class InvalidInput(Problem):
@@ -135,10 +155,9 @@ class InvalidInput(Problem):
     default_detail = "The request could not be understood."
 
     def __init__(self, detail: str | None = None, *, params: Sequence[InvalidParam] = ()) -> None:
-        self.params = tuple(params)
-        if detail is None and self.params:
-            detail = "; ".join(f"{param.name.lstrip('/') or 'body'}: {param.reason}" for param in self.params[:5]) + "."
-        super().__init__(detail)
+        if detail is None and params:
+            detail = "; ".join(f"{param.name.lstrip('/') or 'body'}: {param.reason}" for param in params[:5]) + "."
+        super().__init__(detail, params=params)
 
     @classmethod
     def field(cls, name: str, code: str, reason: str) -> "InvalidInput":
@@ -147,7 +166,7 @@ class InvalidInput(Problem):
 
     def body(self, instance: str) -> dict[str, object]:
         """Returns the members of the problem document, with `invalidParams`."""
-        return super().body(instance) | {"invalidParams": [param.model_dump(by_alias=True) for param in self.params]}
+        return {"invalidParams": [], **super().body(instance)}
 
 
 class Unauthenticated(Problem):
@@ -208,6 +227,20 @@ class Conflict(Problem):
     default_detail = "The resource is not in a state that allows this."
 
 
+class KeyReused(Conflict):
+    """409: the Idempotency-Key came before, with another request."""
+
+    code = "idempotency-key-reused"
+    title = "Idempotency key reused"
+
+    def __init__(self) -> None:
+        reason = "came before with another request: use a new key for each request that is not a repetition"
+        super().__init__(
+            f"Idempotency-Key: {reason}.",
+            params=[InvalidParam(location="header", name="Idempotency-Key", code="reused", reason=reason)],
+        )
+
+
 class PreconditionFailed(Problem):
     """412: the resource has changed since the caller read it."""
 
@@ -215,6 +248,10 @@ class PreconditionFailed(Problem):
     code = "precondition-failed"
     title = "Precondition failed"
     default_detail = "The resource has changed since it was read: read it again and repeat the change."
+
+    def __init__(self, detail: str | None = None) -> None:
+        reason = "is not the ETag of the present version"
+        super().__init__(detail, params=[InvalidParam(location="header", name="If-Match", code="stale", reason=reason)])
 
 
 class BodyTooLarge(Problem):

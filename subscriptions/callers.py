@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Final
+from typing import Annotated, Final
 from uuid import UUID, uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -63,6 +63,19 @@ class ApiSettings(BaseModel):
         default=None,
         pattern=r"^https?://[^\s?#]+[^\s?#/]$",
         description="Base URL of the API as callers see it, ending in /v1, when a proxy stands before it.",
+    )
+    cors_origins: tuple[Annotated[str, Field(pattern=r"^https?://[a-z0-9.:\[\]-]+$")], ...] = Field(
+        default=(), description="Origins whose web pages may call the API, such as https://portaal.example.nl."
+    )
+    contact_name: str = Field(default="Bode", min_length=1, description="Who to ask about this API, in its document.")
+    contact_email: str = Field(
+        default="bode@example.org", pattern=r"^[^@\s]+@[^@\s]+$", description="Where to ask, by e-mail."
+    )
+    contact_url: str = Field(
+        default="https://example.org/bode", pattern=r"^https?://\S+$", description="Where to read or ask, on the web."
+    )
+    idempotency_seconds: float = Field(
+        default=86_400, ge=3600, le=30 * 86_400, description="How long the answer to an Idempotency-Key is repeated, s."
     )
 
 

@@ -1,160 +1,102 @@
-"""The outermost layer of the API: every answer gets its headers, and every failure becomes a problem.
+"""The outermost layer of the API: every request has an id and a trace, every answer its headers, and each a log line.
 
-What failed is logged with the request's id, without the texts of exceptions: they may hold what was sent.
+The line says which operation it was, never where it went: a path holds ids that somebody else chose.
 """
 
-import traceback
-from collections.abc import Mapping
+import time
 from typing import Final
 from uuid import uuid4
 
-import asyncpg
-import orjson
 import structlog
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from starlette.datastructures import MutableHeaders
-from starlette.exceptions import HTTPException
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from schemas.problems import (
-    PROBLEM_JSON,
-    BodyTooLarge,
-    Conflict,
-    Forbidden,
-    InternalError,
-    InvalidInput,
-    MethodNotAllowed,
-    NotAcceptable,
-    NotFound,
-    Problem,
-    Unauthenticated,
-    Unavailable,
-    UnsupportedMediaType,
-)
-from subscriptions.validation import invalid_params
+from schemas.problems import InternalError
+from subscriptions.callers import Caller
+from subscriptions.context import API_PREFIX
+from subscriptions.cors import Cors
+from subscriptions.failures import log_failure, problem_response
+from subscriptions.methods import allow
+from subscriptions.trace_context import trace_id_of
 
-_BY_STATUS: Final[Mapping[int, type[Problem]]] = {
-    problem.status: problem
-    for problem in (
-        InvalidInput,
-        Unauthenticated,
-        Forbidden,
-        NotFound,
-        MethodNotAllowed,
-        NotAcceptable,
-        Conflict,
-        BodyTooLarge,
-        UnsupportedMediaType,
-    )
+_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Strict-Transport-Security": "max-age=31536000",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
 }
-# SQLSTATE classes and codes of failures that pass: connection, resources, operator, locks, deadlocks, time limits.
-_PASSING: Final = ("08", "53", "57", "55P03", "40001", "40P01")
-# SQLSTATEs of text that PostgreSQL can't hold.
-_UNSTORABLE: Final = ("22021", "22P05")
-_HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+"""Of every answer (API Design Rules, transport/security-headers). Plain http ignores Strict-Transport-Security."""
 
 
 class Edge:
     """ASGI middleware: names each request, completes each answer, and turns what nobody caught into a problem."""
 
-    def __init__(self, app: ASGIApp, *, version: str) -> None:
+    def __init__(self, app: ASGIApp, *, version: str, cors: Cors) -> None:
         self._app = app
         self._version = version
+        self._cors = cors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = str(uuid4())
+        asked = Headers(scope=scope)
+        request_id, trace_id = str(uuid4()), trace_id_of(asked.get("traceparent"))
         scope.setdefault("state", {})["request_id"] = request_id
-        started = False
+        with structlog.contextvars.bound_contextvars(request_id=request_id, trace_id=trace_id):
+            await self._handle(scope, asked, request_id, receive, send)
+
+    async def _handle(self, scope: Scope, asked: Headers, request_id: str, receive: Receive, send: Send) -> None:
+        started_at, status = time.perf_counter(), 0
+        is_head = scope["method"] == "HEAD"
 
         async def send_complete(message: Message) -> None:
-            nonlocal started
+            nonlocal status
             if message["type"] == "http.response.start":
-                started = True
-                headers = MutableHeaders(scope=message)
-                headers["API-Version"] = self._version
-                headers["X-Request-Id"] = request_id
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
-                if scope["path"].endswith("/openapi.json"):
-                    headers["Access-Control-Allow-Origin"] = "*"
+                status = message["status"]
+                self._complete(scope, asked, request_id, MutableHeaders(scope=message))
+            elif is_head:
+                message = {**message, "body": b""}
             await send(message)
 
+        if is_head:
+            scope = {**scope, "method": "GET"}
         try:
-            await self._app(scope, receive, send_complete)
+            if scope["method"] == "OPTIONS" and (allowed := allow(scope["app"], scope)):
+                headers = {"Allow": allowed, **self._cors.preflight(allowed, asked)}
+                await Response(headers=headers)(scope, receive, send_complete)
+            else:
+                await self._app(scope, receive, send_complete)
         except Exception as error:
-            _log_failure(request_id, error)
-            if started:
+            log_failure(request_id, error)
+            if status:
                 raise
             await problem_response(InternalError(), request_id)(scope, receive, send_complete)
+        finally:
+            if scope["path"].startswith(API_PREFIX):
+                _log_request(scope, asked, status, time.perf_counter() - started_at)
+
+    def _complete(self, scope: Scope, asked: Headers, request_id: str, headers: MutableHeaders) -> None:
+        headers["API-Version"] = self._version
+        headers["X-Request-Id"] = request_id
+        for name, value in _HEADERS.items():
+            headers.setdefault(name, value)
+        self._cors.complete(scope["path"], asked, headers)
 
 
-def problem_response(problem: Problem, request_id: str) -> Response:
-    """Makes the answer that tells a problem."""
-    body = orjson.dumps(problem.body(f"urn:uuid:{request_id}"))
-    return Response(body, problem.status, headers=problem.headers, media_type=PROBLEM_JSON)
-
-
-def handle_problems(app: FastAPI) -> None:
-    """Makes an application answer every failure as a problem."""
-    app.add_exception_handler(Problem, _on_problem)
-    app.add_exception_handler(RequestValidationError, _on_invalid)
-    app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(DBAPIError, _on_database)
-    for unreachable in (PoolTimeout, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-        app.add_exception_handler(unreachable, _on_unreachable)
-
-
-async def _on_problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Problem)
-    return problem_response(error, request.state.request_id)
-
-
-async def _on_invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    errors = error.errors()
-    if any(found["loc"][:1] == ("path",) for found in errors):
-        return await _on_problem(request, NotFound())  # what isn't an id names nothing
-    return await _on_problem(request, InvalidInput(params=invalid_params(errors)))
-
-
-async def _on_http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    kind = _BY_STATUS.get(error.status_code, InvalidInput if error.status_code < 500 else InternalError)
-    problem = InvalidInput(error.detail) if kind is InvalidInput else kind()
-    problem.headers |= error.headers or {}
-    return await _on_problem(request, problem)
-
-
-async def _on_database(request: Request, error: Exception) -> Response:
-    assert isinstance(error, DBAPIError)
-    state = getattr(error.orig, "sqlstate", None) or ""
-    if state in _UNSTORABLE:
-        return await _on_problem(request, InvalidInput("A value holds a character that can't be kept, such as U+0000."))
-    if not (error.connection_invalidated or isinstance(error, InterfaceError) or state.startswith(_PASSING)):
-        if not (isinstance(error, OperationalError) and not state):
-            raise error
-    return await _on_unreachable(request, error)
-
-
-async def _on_unreachable(request: Request, error: Exception) -> Response:
-    _log_failure(request.state.request_id, error)
-    detail = "The database can't be reached at the moment, or is too busy. Look whether it was done, and try again."
-    return await _on_problem(request, Unavailable(detail))
-
-
-def _log_failure(request_id: str, error: Exception) -> None:
-    frames = traceback.extract_tb(error.__traceback__)[-6:]
-    structlog.get_logger("bode.api").error(
-        "request-failed",
-        request_id=request_id,
-        error=type(error).__name__,
-        where=[f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames],
+def _log_request(scope: Scope, asked: Headers, status: int, seconds: float) -> None:
+    state = scope["state"]
+    caller: Caller | None = state.get("caller")
+    organisation = None if caller is None or caller.organisation is None else str(caller.organisation.id)
+    structlog.get_logger("bode.api").info(
+        "request-answered",
+        operation=state.get("operation"),
+        status=status,
+        milliseconds=round(seconds * 1000, 1),
+        organisation=organisation,
+        bytes=int(length) if (length := asked.get("content-length", "")).isdecimal() else None,
     )

@@ -1,4 +1,4 @@
-"""Completes the OpenAPI document: problems, security, version header, and the base path in `servers`."""
+"""Completes the OpenAPI document: problems, security, version header, examples, and the base path in `servers`."""
 
 from typing import Any, Final
 
@@ -6,23 +6,30 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from schemas.problems import ProblemDetails, ValidationProblemDetails
+from subscriptions.callers import ApiSettings
 from subscriptions.context import API_PREFIX
-from subscriptions.http import SECURITY_SCHEME
+from subscriptions.examples import MISSING, example_of
+from subscriptions.operations import SECURITY_SCHEME, problem_declaration
 
 _METHODS: Final = ("get", "put", "post", "patch", "delete")
-_VERSION_HEADER: Final = {
-    "description": "Full version of the API.",
-    "schema": {"type": "string", "examples": ["0.1.0"]},
+_HEADERS: Final = {
+    "API-Version": {"description": "Full version of the API.", "schema": {"type": "string", "examples": ["0.1.0"]}},
+    "X-Request-Id": {
+        "description": "Id of the request, to quote to the operator; the log has it.",
+        "schema": {"type": "string", "format": "uuid"},
+    },
 }
 
 
-def describe(app: FastAPI, *, public_url: str | None) -> None:
+def describe(app: FastAPI, settings: ApiSettings) -> None:
     """Makes `app.openapi()` return the completed document."""
+    contact = {"name": settings.contact_name, "email": settings.contact_email, "url": settings.contact_url}
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _complete(generate(), public_url or API_PREFIX)
+            app.openapi_schema = _complete(generate(), settings.public_url or API_PREFIX)
+            app.openapi_schema["info"]["contact"] = contact
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
@@ -32,7 +39,7 @@ def _complete(document: dict[str, Any], server: str) -> dict[str, Any]:
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     _, problems = models_json_schema(
-        [(ProblemDetails, "serialization"), (ValidationProblemDetails, "serialization")],
+        [(ProblemDetails, "validation"), (ValidationProblemDetails, "validation")],
         ref_template="#/components/schemas/{model}",
     )
     schemas |= problems["$defs"]
@@ -43,14 +50,23 @@ def _complete(document: dict[str, Any], server: str) -> dict[str, Any]:
     }
     document["servers"] = [{"url": server}]
     document["paths"] = {path.removeprefix(API_PREFIX) or "/": item for path, item in document["paths"].items()}
-    for item in document["paths"].values():
+    for path, item in document["paths"].items():
         for method in _METHODS:
             if method in item:
-                _complete_responses(item[method]["responses"])
+                _complete_operation(path, item[method], schemas)
     return document
 
 
-def _complete_responses(responses: dict[str, Any]) -> None:
+def _complete_operation(path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> None:
+    responses = operation["responses"]
     responses.pop("422", None)  # malformed input is 400 here
+    if "{" in path:
+        responses.setdefault("404", problem_declaration(404))
     for response in responses.values():
-        response.setdefault("headers", {})["API-Version"] = _VERSION_HEADER
+        response["headers"] = {**_HEADERS, **response.get("headers", {})}
+    for content in (operation.get("requestBody", {}), *responses.values()):
+        for media in content.get("content", {}).values():
+            if media.keys().isdisjoint(("example", "examples")):
+                example = example_of(media["schema"], schemas)
+                if example is not MISSING:
+                    media["example"] = example

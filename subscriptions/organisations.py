@@ -72,7 +72,7 @@ async def change_organisation(
                 await connection.execute(
                     update(organisations)
                     .where(organisations.c.id == organisation_id)
-                    .values(name=name, amqp_user=amqp_user, sources=list(sources), updated_at=func.now())
+                    .values(name=name, amqp_user=amqp_user, sources=list(sources), updated_at=func.clock_timestamp())
                     .returning(organisations)
                 )
             ).one_or_none()

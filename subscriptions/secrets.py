@@ -7,6 +7,7 @@ belongs to, so that a ciphertext moved to another row can't be opened. What need
 import base64
 import binascii
 import hashlib
+import hmac
 import os
 import secrets
 from collections.abc import Sequence
@@ -70,6 +71,7 @@ class KeyRing:
         if not keys:
             raise ValueError("at least one encryption key is needed")
         ciphers: dict[bytes, AESGCM] = {}
+        self._digest_keys = [hmac.digest(key, b"bode keyed digests", "sha256") for key in map(_key_bytes, keys)]
         for key in map(_key_bytes, keys):
             ciphers.setdefault(hashlib.sha256(b"bode key id" + key).digest()[:_KEY_ID_BYTES], AESGCM(key))
         self._ciphers = ciphers
@@ -100,6 +102,10 @@ class KeyRing:
             return cipher.decrypt(head[-_NONCE_BYTES:], body, bound_to)
         except InvalidTag:
             raise SealError("damaged, or it belongs to something else") from None
+
+    def digests(self, content: bytes, purpose: bytes) -> list[bytes]:
+        """Returns keyed digests (HMAC-SHA-256), one under each key: write the first, look for any."""
+        return [hmac.digest(key, purpose + b"\0" + content, "sha256") for key in self._digest_keys]
 
 
 def secret_purpose(subscription_id: UUID) -> bytes:

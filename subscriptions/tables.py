@@ -276,6 +276,24 @@ handshake_tokens = Table(
     comment="Callbacks by which a sink can consent; all of a subscription go when one is used",
 )
 
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column(
+        "digest",
+        LargeBinary,
+        primary_key=True,
+        comment="Keyed, of whose key it is and the key, which itself is not kept",
+    ),
+    Column("request_digest", LargeBinary, nullable=False, comment="Keyed, of the request that came with it"),
+    Column("answer", LargeBinary, nullable=False, comment="Status, headers and body, encrypted"),
+    _moment("expires_at", required=True),
+    CheckConstraint("octet_length(digest) = 32", name="digest_length"),
+    CheckConstraint("octet_length(request_digest) = 32", name="request_digest_length"),
+    Index(None, "expires_at"),
+    comment="Answers that are repeated to who asks again; written with what they tell of",
+)
+
 follow_lists = Table(
     "follow_lists",
     metadata,

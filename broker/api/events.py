@@ -12,9 +12,10 @@ from schemas import cloudevents
 from schemas.cloudevents import Event, InvalidEvent
 from schemas.cloudevents_bindings import ContentMode, content_mode, http_attributes
 from schemas.problems import Forbidden, InvalidInput, InvalidParam, Unavailable, UnsupportedMediaType
+from subscriptions.bodies import limited
 from subscriptions.callers import Organisation, Scope
 from subscriptions.context import caller_of
-from subscriptions.http import Route, limited, operation
+from subscriptions.http import Route, operation
 
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
@@ -39,14 +40,18 @@ _EVENT_SCHEMA = {
     "examples": [_EXAMPLE],
 }
 _CONTENT = {
-    STRUCTURED: {"schema": _EVENT_SCHEMA},
-    BATCH: {"schema": {"type": "array", "description": "CloudEvents, all or none.", "items": _EVENT_SCHEMA}},
+    STRUCTURED: {"schema": _EVENT_SCHEMA, "example": _EXAMPLE},
+    BATCH: {
+        "schema": {"type": "array", "description": "CloudEvents, all or none.", "items": _EVENT_SCHEMA},
+        "example": [_EXAMPLE],
+    },
 }
+_BINARY = {"schema": {"description": "`data`, in binary mode."}, "example": _EXAMPLE["data"]}
 _DECLARATION = operation(
     "publishEvents",
     "Publish events",
     scopes=(Scope.PUBLISH,),
-    problems=(413, 415),
+    body=True,
 )
 _DECLARATION["responses"] |= {
     200: {"description": "Accepted: committed with all deliveries, or known already.", "content": _CONTENT},
@@ -56,14 +61,14 @@ _DECLARATION["openapi_extra"] |= {
     "requestBody": {
         "required": True,
         "description": "One event (structured, or binary with `ce-` headers), or a batch.",
-        "content": {**_CONTENT, "application/json": {"schema": {"description": "`data`, in binary mode."}}},
+        "content": {**_CONTENT, "application/json": _BINARY},
     }
 }
 
 router = APIRouter(route_class=Route, tags=["events"])
 
 
-@router.post("/events", **_DECLARATION)
+@router.post("/events", response_class=Response, **_DECLARATION)
 async def publish_events(request: Request) -> Response:
     """Publish one event or a batch; a batch is all or nothing. Publishing again does no harm: duplicates are known."""
     context = broker_context_of(request)

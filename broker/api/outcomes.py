@@ -8,8 +8,7 @@ from sqlalchemy import Row
 from broker.delivery.sender import delivery_id
 from broker.storage import people
 from broker.storage.tables import accepted_at
-from schemas.resources.base import Page
-from schemas.resources.outcomes import DeadLetter, Rejection
+from schemas.resources.outcomes import DeadLetter, DeadLetterPage, Rejection, RejectionPage
 from subscriptions.callers import Scope
 from subscriptions.http import ByCaller, InContext, Route, operation
 from subscriptions.paging import Paging
@@ -22,23 +21,23 @@ _DEAD_LETTERS = operation("listDeadLetters", "List dead letters", scopes=(Scope.
 
 
 @router.get("/rejections", tags=["rejections"], **_REJECTIONS)
-async def list_rejections(caller: ByCaller, context: InContext, paging: Pages) -> Page[Rejection]:
+async def list_rejections(caller: ByCaller, context: InContext, paging: Pages) -> RejectionPage:
     """List messages that became no event: a registry's own, or, for the operator, all of them."""
     organisation_id = None if caller.is_operator else caller.own.id
     async with context.engine.connect() as connection:
         page = await paging.read(connection, people.rejections_of(organisation_id), people.REJECTIONS_ORDER)
-    return Page[Rejection](
+    return RejectionPage(
         count=page.count, next=page.next, previous=page.previous, results=[rejection_of(row) for row in page.rows]
     )
 
 
 @router.get("/dead-letters", tags=["dead-letters"], **_DEAD_LETTERS)
-async def list_dead_letters(caller: ByCaller, context: InContext, paging: Pages) -> Page[DeadLetter]:
+async def list_dead_letters(caller: ByCaller, context: InContext, paging: Pages) -> DeadLetterPage:
     """List deliveries that were given up: a provider's own, or, for the operator, all of them."""
     organisation_id = None if caller.is_operator else caller.own.id
     async with context.engine.connect() as connection:
         page = await paging.read(connection, people.dead_letters_of(organisation_id), people.DEAD_LETTERS_ORDER)
-    return Page[DeadLetter](
+    return DeadLetterPage(
         count=page.count, next=page.next, previous=page.previous, results=[_dead_letter(row) for row in page.rows]
     )
 

@@ -26,6 +26,7 @@ from broker.storage.listening import Listener
 from broker.storage.partitions import ensure_partitions
 from broker.telemetry import PENDING, SHARDS, WORKER_ERRORS, log
 from subscriptions.change_log import CHANGES_CHANNEL
+from subscriptions.idempotency import forget_expired
 
 _POOL_SIZE = 6
 _HOUSE_EVERY = 5.0
@@ -188,7 +189,7 @@ class DeliverProcess:
         await asyncio.Event().wait()
 
     async def _keep_house(self) -> None:
-        """Every few seconds: figures and idle connections; every hour: partitions ahead of time."""
+        """Every few seconds: figures and idle connections; every hour: partitions ahead, and what has expired."""
         loop = asyncio.get_running_loop()
         partitions_at = loop.time()
         while True:
@@ -202,6 +203,7 @@ class DeliverProcess:
                 if loop.time() >= partitions_at:
                     async with self._resources.engine.begin() as transaction:
                         await ensure_partitions(transaction, datetime.now(UTC))
+                        await forget_expired(transaction)
                     partitions_at = loop.time() + _PARTITIONS_EVERY
             except DATABASE_TROUBLE as error:
                 WORKER_ERRORS.labels("house").inc()

@@ -42,6 +42,12 @@ class Page(Answer, Generic[Item]):
     """One page of a list, in order of creation."""
 
     count: int = Field(ge=0, description="How many there are in all pages together.")
-    next: str | None = Field(description="URL of the next page; null: this is the last.")
-    previous: str | None = Field(description="URL of the page before; null: this is the first.")
+    next: str | None = Field(
+        description="URL of the next page; null: this is the last.",
+        examples=["https://bode.example.nl/v1/subscriptions?cursor=AQIDBA"],
+    )
+    previous: str | None = Field(
+        description="URL of the page before; null: this is the first.",
+        examples=["https://bode.example.nl/v1/subscriptions?cursor=AQIDBQ"],
+    )
     results: list[Item] = Field(description="What is on this page.")

@@ -87,7 +87,12 @@ class Reconciliation(Answer):
     tombstones: list[Tombstone] = Field(
         description="Every number from `from` to `to` that no digest covers, in order; adjacent ones together."
     )
-    next: str | None = Field(description="URL of what follows `to` in the range asked for; null: this is all of it.")
+    next: str | None = Field(
+        description="URL of what follows `to` in the range asked for; null: this is all of it.",
+        examples=[
+            "https://bode.example.nl/v1/subscriptions/5148d940-aaaa-4f8e-aaef-c559e26e09dc/reconciliation?from=100001"
+        ],
+    )
 
 
 class FailedAttempt(Answer):
@@ -98,7 +103,11 @@ class FailedAttempt(Answer):
     milliseconds: int = Field(ge=0, description="Until the answer was read, or given up.")
     status: int | None = Field(description="HTTP status; null: no answer.")
     reason: str | None = Field(description="Why it failed.", examples=["status"])
-    excerpt: str | None = Field(default=None, description="First bytes of the sink's answer; for its provider only.")
+    excerpt: str | None = Field(
+        default=None,
+        description="First bytes of the sink's answer; for its provider only.",
+        examples=["<html>Service Unavailable</html>"],
+    )
 
 
 class Condition(Answer):
@@ -122,14 +131,16 @@ class TracedDelivery(Answer):
 
     id: str = Field(description="Id of the delivery; its `webhook-id`.", examples=["dlv_0f3b…_17"])
     subscription: UUID = Field(description="The subscription.")
-    organisation: str = Field(description="OIN of its provider.")
+    organisation: str = Field(description="OIN of its provider.", examples=["00000001001299992000"])
     subscription_sequence: int = Field(ge=1, description="Its number within the subscription.")
     state: DeliveryState = Field(description="How it stands.")
     attempts: int = Field(ge=0, description="Attempts made.")
     next_attempt_at: datetime | None = Field(description="When it is tried again; null: at once, or never.")
     ended_at: datetime | None = Field(description="When it ended; null: it is pending.")
     status: int | None = Field(description="HTTP status of the last attempt; null: no answer, or no attempt.")
-    reason: str | None = Field(description="Why it is dead or cancelled, or why the last attempt failed.")
+    reason: str | None = Field(
+        description="Why it is dead or cancelled, or why the last attempt failed.", examples=["status"]
+    )
     failed_attempts: list[FailedAttempt] = Field(description="The attempts that failed, in order; the first hundred.")
     explanation: Explanation | None = Field(
         default=None,
@@ -165,8 +176,8 @@ class NotDelivered(Answer):
 class ProviderCounts(Answer):
     """The deliveries of an event to one provider."""
 
-    organisation: str = Field(description="OIN of the provider.")
-    name: str = Field(description="Its name.")
+    organisation: str = Field(description="OIN of the provider.", examples=["00000001001299992000"])
+    name: str = Field(description="Its name.", examples=["Gemeente Voorbeeld"])
     subscriptions: int = Field(ge=1, description="How many of its subscriptions matched.")
     counts: DeliveryCounts = Field(description="Their deliveries by state.")
 
@@ -174,9 +185,11 @@ class ProviderCounts(Answer):
 class TracedEvent(Answer):
     """An accepted event, with what the caller may see of its way."""
 
-    source: str = Field(description="The event's source.")
-    type: str = Field(description="The event's type.")
-    registry: str = Field(description="OIN of the registry that published it.")
+    source: str = Field(
+        description="The event's source.", examples=["urn:nld:oin:00000001823288444000:systeem:BRP-component"]
+    )
+    type: str = Field(description="The event's type.", examples=["nl.brp.persoon-verhuisd"])
+    registry: str = Field(description="OIN of the registry that published it.", examples=["00000001823288444000"])
     accepted_at: datetime = Field(description="When it was accepted: committed with all its deliveries.")
     matched: int = Field(ge=0, description="How many subscriptions matched; a provider is told of its own.")
     counts: DeliveryCounts = Field(description="The deliveries to them by state.")
@@ -196,7 +209,7 @@ class TracedEvent(Answer):
 class Trace(Answer):
     """All that is known under an event id, in as far as the caller may see it."""
 
-    id: str = Field(description="The event id.")
+    id: str = Field(description="The event id.", examples=["f3dce042-cd6e-4977-844d-05be8dce7cea"])
     events: list[TracedEvent] = Field(description="Accepted events with this id, oldest first, up to 20.")
     rejections: list[Rejection] | None = Field(
         default=None,

@@ -36,7 +36,9 @@ class PulledEvents(Answer):
     )
     through: int = Field(ge=0, description="Last number of this answer: the next pull's `after`.")
     cursor: str = Field(
-        max_length=200, description="Acknowledges every number up to `through`, by PUT to the subscription's cursor."
+        max_length=200,
+        description="Acknowledges every number up to `through`, by PUT to the subscription's cursor.",
+        examples=["AWUzb2Z…"],
     )
 
 

@@ -31,10 +31,15 @@ class Grant(Answer):
 
     url: str = Field(description="URL of this resource.", json_schema_extra={"format": "uri"})
     id: UUID = Field(description="Identifier of the grant.")
-    registry: str = Field(description="OIN of the registry that gave it.")
-    provider: str = Field(description="OIN of the provider that has it.")
-    types: list[str] = Field(description="Event types, exact or all within a domain.")
-    legal_basis: str = Field(description="The decision or law that allows it.")
+    registry: str = Field(description="OIN of the registry that gave it.", examples=["00000001823288444000"])
+    provider: str = Field(description="OIN of the provider that has it.", examples=["00000001001299992000"])
+    types: list[str] = Field(
+        description="Event types, exact or all within a domain.",
+        examples=[["nl.brp.persoon-verhuisd", "nl.brp.adres.*"]],
+    )
+    legal_basis: str = Field(
+        description="The decision or law that allows it.", examples=["Wet BRP, artikel 3.2, besluit 2026-17"]
+    )
     valid_from: datetime = Field(description="From when it holds.")
     valid_until: datetime | None = Field(description="When it ends; null: when it is revoked.")
     created_at: datetime = Field(description="When it was given.")
@@ -45,7 +50,11 @@ class DomainBody(Resource):
     """A namespace of event types."""
 
     name: DomainName = Field(description="The name, in reverse domain notation.", examples=["nl.brp"])
-    description: Annotated[str, Field(max_length=4000)] | None = Field(default=None, description="What it is about.")
+    description: Annotated[str, Field(max_length=4000)] | None = Field(
+        default=None,
+        description="What it is about.",
+        examples=["Events of the registry of persons (Basisregistratie Personen)."],
+    )
     documentation_link: Annotated[str, Field(max_length=2048, pattern=r"^https?://[^\s]+$")] | None = Field(
         default=None, description="Where people read about it.", examples=["https://www.rvig.nl/brp"]
     )
@@ -53,7 +62,9 @@ class DomainBody(Resource):
         list[Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9._-]+$")]], Field(max_length=100)
     ] = Field(default=[], description="Attributes that its events can be filtered on.", examples=[["gemeentecode"]])
     organisation: Oin | None = Field(
-        default=None, description="OIN of the owner. Only the operator names another; absent: your own organisation."
+        default=None,
+        description="OIN of the owner. Only the operator names another; absent: your own organisation.",
+        examples=["00000001823288444000"],
     )
     url: Any = Field(default=None, description="Ignored: set by the broker.")
     uuid: Any = Field(default=None, description="Ignored: set by the broker.")
@@ -65,22 +76,34 @@ class Domain(Answer):
     url: str = Field(description="URL of this resource.", json_schema_extra={"format": "uri"})
     uuid: UUID = Field(description="Identifier of the domain.")
     name: str = Field(description="The name, in reverse domain notation.", examples=["nl.brp"])
-    organisation: str = Field(description="OIN of the registry that owns it.")
-    description: str | None = Field(default=None, description="What it is about.")
-    documentation_link: str | None = Field(default=None, description="Where people read about it.")
-    filter_attributes: list[str] = Field(description="Attributes that its events can be filtered on.")
+    organisation: str = Field(description="OIN of the registry that owns it.", examples=["00000001823288444000"])
+    description: str | None = Field(
+        default=None,
+        description="What it is about.",
+        examples=["Events of the registry of persons (Basisregistratie Personen)."],
+    )
+    documentation_link: str | None = Field(
+        default=None, description="Where people read about it.", examples=["https://www.rvig.nl/brp"]
+    )
+    filter_attributes: list[str] = Field(
+        description="Attributes that its events can be filtered on.", examples=[["gemeentecode"]]
+    )
 
 
 class OrganisationBody(Resource):
     """An organisation, as the operator registers it."""
 
     oin: Oin = Field(description="Its OIN, 20 positions.", examples=["00000001823288444000"])
-    name: Annotated[Printable, Field(min_length=1, max_length=200)] = Field(description="Its name.")
+    name: Annotated[Printable, Field(min_length=1, max_length=200)] = Field(
+        description="Its name.", examples=["Voorbeeldregistratie"]
+    )
     amqp_user: Annotated[Printable, Field(min_length=1, max_length=128)] | None = Field(
-        default=None, description="RabbitMQ user that publishes for it."
+        default=None, description="RabbitMQ user that publishes for it.", examples=["brp"]
     )
     sources: Annotated[list[Annotated[Printable, Field(min_length=1, max_length=2048)]], Field(max_length=100)] = Field(
-        default=[], description="Sources it may speak for, besides those that start with `urn:nld:oin:<its OIN>:`."
+        default=[],
+        description="Sources it may speak for, besides those that start with `urn:nld:oin:<its OIN>:`.",
+        examples=[["urn:nld:gemeente:9999"]],
     )
 
 
@@ -88,14 +111,18 @@ class OrganisationPatch(Resource):
     """A JSON merge patch of an organisation."""
 
     name: Annotated[Printable, Field(min_length=1, max_length=200)] | None = Field(
-        default=None, description="Its name."
+        default=None, description="Its name.", examples=["Voorbeeldregistratie"]
     )
     amqp_user: Annotated[Printable, Field(min_length=1, max_length=128)] | None = Field(
-        default=None, description="RabbitMQ user that publishes for it; null: none."
+        default=None, description="RabbitMQ user that publishes for it; null: none.", examples=["brp"]
     )
     sources: (
         Annotated[list[Annotated[Printable, Field(min_length=1, max_length=2048)]], Field(max_length=100)] | None
-    ) = Field(default=None, description="Sources it may speak for besides its own; null: none.")
+    ) = Field(
+        default=None,
+        description="Sources it may speak for besides its own; null: none.",
+        examples=[["urn:nld:gemeente:9999"]],
+    )
 
 
 class Organisation(Answer):
@@ -103,10 +130,12 @@ class Organisation(Answer):
 
     url: str = Field(description="URL of this resource.", json_schema_extra={"format": "uri"})
     id: UUID = Field(description="Identifier of the organisation here.")
-    oin: str = Field(description="Its OIN.")
-    name: str = Field(description="Its name.")
-    amqp_user: str | None = Field(description="RabbitMQ user that publishes for it.")
-    sources: list[str] = Field(description="Sources it may speak for besides its own.")
+    oin: str = Field(description="Its OIN.", examples=["00000001823288444000"])
+    name: str = Field(description="Its name.", examples=["Voorbeeldregistratie"])
+    amqp_user: str | None = Field(description="RabbitMQ user that publishes for it.", examples=["brp"])
+    sources: list[str] = Field(
+        description="Sources it may speak for besides its own.", examples=[["urn:nld:gemeente:9999"]]
+    )
     created_at: datetime = Field(description="When it was registered.")
     updated_at: datetime = Field(description="When it was last changed.")
 
@@ -117,7 +146,9 @@ OrganisationScope = Literal["events.publish", "events.consume", "registry.manage
 class KeyBody(Resource):
     """A new API key of an organisation."""
 
-    label: Annotated[Printable, Field(max_length=200)] = Field(default="", description="What it is for.")
+    label: Annotated[Printable, Field(max_length=200)] = Field(
+        default="", description="What it is for.", examples=["production"]
+    )
     scopes: list[OrganisationScope] = Field(
         min_length=1, max_length=10, description="What it may be used for.", examples=[["events.consume"]]
     )
@@ -130,8 +161,8 @@ class Key(Answer):
     url: str = Field(description="URL of this resource.", json_schema_extra={"format": "uri"})
     id: UUID = Field(description="Identifier of the key.")
     hint: str = Field(description="The last characters of the key.", examples=["x7Qa"])
-    label: str = Field(description="What it is for.")
-    scopes: list[str] = Field(description="What it may be used for.")
+    label: str = Field(description="What it is for.", examples=["production"])
+    scopes: list[str] = Field(description="What it may be used for.", examples=[["events.consume"]])
     created_at: datetime = Field(description="When it was made.")
     expires_at: datetime | None = Field(description="When it stops working; null: when revoked.")
     last_used_at: datetime | None = Field(description="When it was last used, to the minute; null: never.")
@@ -141,7 +172,10 @@ class Key(Answer):
 class KeyCreated(Key):
     """A new API key, with the one showing of the key itself."""
 
-    key: str = Field(description="The key, to be sent as `Authorization: Bearer <key>`. Shown now, and never again.")
+    key: str = Field(
+        description="The key, to be sent as `Authorization: Bearer <key>`. Shown now, and never again.",
+        examples=["bode_Zm9yIGV4YW1wbGUgb25seSwgbm90IGEga2V5IQ"],
+    )
 
 
 class GrantPage(Page[Grant]):

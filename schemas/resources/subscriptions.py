@@ -264,18 +264,29 @@ class Subscription(Answer):
     sink: str = Field(description="Where notifications are posted.", json_schema_extra={"format": "uri"})
     protocol: Protocol = Field(description="How notifications are delivered.")
     protocol_settings: HttpSettings | None = Field(default=None, description="How the HTTP request is made.")
-    source: str | None = Field(default=None, description="Only events of this source.")
-    domain: str | None = Field(default=None, description="Only events of types within this domain.")
-    types: list[str] | None = Field(default=None, description="Only events of these types.")
-    filters: list[dict[str, Any]] | None = Field(
-        default=None, description="Filters, all of which must hold. Not shown to the operator: they may name persons."
+    source: str | None = Field(default=None, description="Only events of this source.", examples=[_EXAMPLE["source"]])
+    domain: str | None = Field(
+        default=None, description="Only events of types within this domain.", examples=["nl.brp"]
     )
-    config: dict[str, str] | None = Field(default=None, description="Free parameters.")
-    subscriber_reference: str | None = Field(default=None, description="Sent along with each notification.")
+    types: list[str] | None = Field(
+        default=None, description="Only events of these types.", examples=[_EXAMPLE["types"]]
+    )
+    filters: list[dict[str, Any]] | None = Field(
+        default=None,
+        description="Filters, all of which must hold. Not shown to the operator: they may name persons.",
+        examples=[_EXAMPLE["filters"]],
+    )
+    config: dict[str, str] | None = Field(
+        default=None, description="Free parameters.", examples=[{"team": "burgerzaken"}]
+    )
+    subscriber_reference: str | None = Field(
+        default=None, description="Sent along with each notification.", examples=["burgerzaken"]
+    )
     ordering: Ordering = Field(description="What is kept in order.")
     retry: RetryPolicy | None = Field(default=None, description="Your own schedule of retries.")
     status: Status = Field(
-        description="`active`, `paused` and `disabled` are matched and numbered; only `active` is sent."
+        description="`active`, `paused` and `disabled` are matched and numbered; only `active` is sent.",
+        examples=["active"],
     )
     status_reason: str | None = Field(
         default=None, description="Why it has this status, where that needs saying.", examples=["no-grant"]

@@ -3,7 +3,9 @@
 from fastapi import APIRouter, FastAPI
 
 from subscriptions.context import API_PREFIX, Context
-from subscriptions.edge import Edge, handle_problems
+from subscriptions.cors import Cors
+from subscriptions.edge import Edge
+from subscriptions.failures import handle_problems
 from subscriptions.http import Route
 from subscriptions.openapi import describe
 from subscriptions.routes import domains, grants, handshakes, keys, organisations, subscriptions
@@ -26,5 +28,5 @@ def install(app: FastAPI, context: Context) -> None:
     app.router.redirect_slashes = False
     app.include_router(build_router())
     handle_problems(app)
-    app.add_middleware(Edge, version=app.version)
-    describe(app, public_url=context.settings.public_url)
+    app.add_middleware(Edge, version=app.version, cors=Cors(context.settings.cors_origins))
+    describe(app, context.settings)

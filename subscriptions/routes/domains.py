@@ -13,6 +13,7 @@ from subscriptions.callers import Scope
 from subscriptions.context import api_url
 from subscriptions.database import AnyRow, AnySelect
 from subscriptions.http import ByCaller, InContext, Route, operation
+from subscriptions.idempotency import Repeatable
 from subscriptions.paging import Paging
 from subscriptions.tables import domains, organisations
 
@@ -51,10 +52,15 @@ async def list_domains(
     ),
 )
 async def create_domain(
-    request: Request, response: Response, body: DomainBody, caller: ByCaller, context: InContext
+    request: Request,
+    response: Response,
+    body: DomainBody,
+    caller: ByCaller,
+    context: InContext,
+    once: Repeatable,
 ) -> Domain:
     """Registers a domain for your organisation; never inside or around a domain of another one."""
-    async with context.changing() as connection:
+    async with context.changing() as connection, once.within(connection):
         if caller.is_operator and body.organisation is None:
             raise InvalidInput.field("/organisation", "missing", "is required of an operator")
         if not caller.is_operator and body.organisation not in (None, caller.own.oin):
@@ -72,8 +78,9 @@ async def create_domain(
             by_operator=caller.is_operator,
         )
         row = (await connection.execute(_domains().where(domains.c.id == created.id))).one()
-    domain = _domain(request, row)
-    response.headers["Location"] = domain.url
+        domain = _domain(request, row)
+        response.headers["Location"] = domain.url
+        await once.keep(connection, domain, response)
     return domain
 
 

@@ -13,6 +13,7 @@ from subscriptions.callers import Caller, Scope
 from subscriptions.context import api_url
 from subscriptions.database import AnyRow, AnySelect
 from subscriptions.http import ByCaller, InContext, Route, operation
+from subscriptions.idempotency import Repeatable
 from subscriptions.paging import Paging
 from subscriptions.tables import grants, organisations
 
@@ -26,14 +27,25 @@ _MANAGE = (Scope.MANAGE,)
     "",
     response_model=Grant,
     **operation(
-        "createGrant", "Grant event types to a provider", scopes=_MANAGE, body=True, success=201, headers=("Location",)
+        "createGrant",
+        "Grant event types to a provider",
+        scopes=_MANAGE,
+        problems=(409,),
+        body=True,
+        success=201,
+        headers=("Location",),
     ),
 )
 async def create_grant(
-    request: Request, response: Response, body: GrantBody, caller: ByCaller, context: InContext
+    request: Request,
+    response: Response,
+    body: GrantBody,
+    caller: ByCaller,
+    context: InContext,
+    once: Repeatable,
 ) -> Grant:
     """Grants types of your own domains to a provider; its subscriptions that waited for this are taken up."""
-    async with context.changing() as connection:
+    async with context.changing() as connection, once.within(connection):
         created = await service.create_grant(
             connection,
             registry_id=caller.own.id,
@@ -44,8 +56,9 @@ async def create_grant(
             valid_until=body.valid_until,
         )
         row = (await connection.execute(_grants().where(grants.c.id == created.id))).one()
-    grant = _grant(request, row)
-    response.headers["Location"] = grant.url
+        grant = _grant(request, row)
+        response.headers["Location"] = grant.url
+        await once.keep(connection, grant, response)
     return grant
 
 

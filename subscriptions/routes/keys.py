@@ -14,6 +14,7 @@ from subscriptions.callers import Scope
 from subscriptions.context import api_url
 from subscriptions.database import AnyRow
 from subscriptions.http import InContext, Route, operation
+from subscriptions.idempotency import Repeatable
 from subscriptions.organisations import get_organisation
 from subscriptions.paging import Paging
 from subscriptions.tables import api_keys
@@ -30,19 +31,19 @@ _OPERATE = (Scope.OPERATE,)
         "createKey",
         "Give out an API key",
         scopes=_OPERATE,
-        problems=(404,),
+        problems=(404, 409),
         body=True,
         success=201,
         headers=("Location",),
     ),
 )
 async def create_key(
-    request: Request, response: Response, organisationId: UUID, body: KeyBody, context: InContext
+    request: Request, response: Response, organisationId: UUID, body: KeyBody, context: InContext, once: Repeatable
 ) -> KeyCreated:
     """Makes an API key for an organisation. The answer, and no other, holds the key."""
     if body.expires_at is not None and body.expires_at <= datetime.now(UTC):
         raise InvalidInput.field("/expiresAt", "expiry", "must be later than now")
-    async with context.engine.begin() as connection:
+    async with context.engine.begin() as connection, once.within(connection):
         await get_organisation(connection, organisationId)
         key, row = await service.create_key(
             connection,
@@ -51,9 +52,10 @@ async def create_key(
             label=body.label,
             expires_at=body.expires_at,
         )
-    members = _members(request, row)
-    response.headers["Location"] = members["url"]
-    return KeyCreated(**members, key=key)
+        created = KeyCreated(**_members(request, row), key=key)
+        response.headers["Location"] = created.url
+        await once.keep(connection, created, response)
+    return created
 
 
 @router.get("", response_model=KeyPage, **operation("listKeys", "List API keys", scopes=_OPERATE, problems=(404,)))

@@ -6,13 +6,14 @@ from uuid import UUID
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from sqlalchemy import select
 
-from schemas.problems import InvalidInput, NotFound
+from schemas.problems import InvalidInput, NotFound, PreconditionFailed
 from schemas.resources import Organisation, OrganisationBody, OrganisationPage, OrganisationPatch
 from subscriptions import organisations as service
 from subscriptions.callers import Scope
 from subscriptions.context import api_url
 from subscriptions.database import AnyRow
-from subscriptions.http import ByCaller, InContext, Route, operation
+from subscriptions.http import ByCaller, ExpectedVersion, InContext, Route, etag, operation
+from subscriptions.idempotency import Repeatable
 from subscriptions.paging import Paging
 from subscriptions.tables import organisations
 
@@ -32,19 +33,21 @@ _OPERATE = (Scope.OPERATE,)
         problems=(409,),
         body=True,
         success=201,
-        headers=("Location",),
+        headers=("Location", "ETag"),
     ),
 )
 async def create_organisation(
-    request: Request, response: Response, body: OrganisationBody, context: InContext
+    request: Request, response: Response, body: OrganisationBody, context: InContext, once: Repeatable
 ) -> Organisation:
     """Registers an organisation by its OIN."""
-    async with context.changing() as connection:
+    async with context.changing() as connection, once.within(connection):
         row = await service.create_organisation(
             connection, oin=body.oin, name=body.name, amqp_user=body.amqp_user, sources=body.sources
         )
-    organisation = _organisation(request, row)
-    response.headers["Location"] = organisation.url
+        organisation = _organisation(request, row)
+        response.headers["Location"] = organisation.url
+        response.headers["ETag"] = etag(_version(row))
+        await once.keep(connection, organisation, response)
     return organisation
 
 
@@ -75,26 +78,39 @@ async def list_organisations(
 @router.get(
     "/{id}",
     response_model=Organisation,
-    **operation("getOrganisation", "Read an organisation", scopes=_READ, problems=(404,)),
+    **operation("getOrganisation", "Read an organisation", scopes=_READ, problems=(404,), headers=("ETag",)),
 )
-async def get_organisation(request: Request, id: UUID, caller: ByCaller, context: InContext) -> Organisation:
+async def get_organisation(
+    request: Request, response: Response, id: UUID, caller: ByCaller, context: InContext
+) -> Organisation:
     """Reads an organisation: any for the operator, your own for others."""
     if not caller.is_operator and id != caller.own.id:
         raise NotFound
     async with context.engine.connect() as connection:
-        return _organisation(request, await service.get_organisation(connection, id))
+        row = await service.get_organisation(connection, id)
+    response.headers["ETag"] = etag(_version(row))
+    return _organisation(request, row)
 
 
 @router.patch(
     "/{id}",
     response_model=Organisation,
-    **operation("changeOrganisation", "Change an organisation", scopes=_OPERATE, problems=(404, 409), body=True),
+    **operation(
+        "changeOrganisation",
+        "Change an organisation",
+        scopes=_OPERATE,
+        problems=(404, 409, 412),
+        body=True,
+        headers=("ETag",),
+    ),
 )
 async def change_organisation(
     request: Request,
+    response: Response,
     id: UUID,
     body: Annotated[OrganisationPatch, Body(media_type="application/merge-patch+json")],
     context: InContext,
+    expected: ExpectedVersion,
 ) -> Organisation:
     """Changes the members that are given (JSON merge patch); the OIN stays."""
     given = body.model_dump(exclude_unset=True, by_alias=False)
@@ -102,6 +118,8 @@ async def change_organisation(
         raise InvalidInput.field("/name", "required", "can't be removed")
     async with context.changing() as connection:
         row = await service.get_organisation(connection, id)
+        if expected not in (None, _version(row)):
+            raise PreconditionFailed
         row = await service.change_organisation(
             connection,
             id,
@@ -109,7 +127,13 @@ async def change_organisation(
             amqp_user=given.get("amqp_user", row.amqp_user),
             sources=given.get("sources", row.sources) or [],
         )
+    response.headers["ETag"] = etag(_version(row))
     return _organisation(request, row)
+
+
+def _version(row: AnyRow) -> int:
+    """The moment of the last change, in microseconds; changes follow each other, so no two have the same."""
+    return int(row.updated_at.timestamp()) * 1_000_000 + int(row.updated_at.microsecond)
 
 
 def _organisation(request: Request, row: AnyRow) -> Organisation:

@@ -26,7 +26,8 @@ from subscriptions import subscriptions as service
 from subscriptions.callers import Caller, Scope
 from subscriptions.context import api_url, context_of
 from subscriptions.database import AnyRow
-from subscriptions.http import ByCaller, ExpectedVersion, InContext, Route, operation
+from subscriptions.http import ByCaller, ExpectedVersion, InContext, Route, etag, operation
+from subscriptions.idempotency import Repeatable
 from subscriptions.organisations import get_organisation
 from subscriptions.paging import Paging
 from subscriptions.tables import organisations, subscriptions
@@ -44,13 +45,19 @@ _READ = (Scope.CONSUME, Scope.OPERATE)
         "createSubscription",
         "Subscribe to events",
         scopes=_OWN,
+        problems=(409,),
         body=True,
         success=201,
         headers=("Location", "ETag"),
     ),
 )
 async def create_subscription(
-    request: Request, response: Response, body: SubscriptionBody, caller: ByCaller, context: InContext
+    request: Request,
+    response: Response,
+    body: SubscriptionBody,
+    caller: ByCaller,
+    context: InContext,
+    once: Repeatable,
 ) -> SubscriptionCreated:
     """Makes a subscription. The answer, and no other, holds its secret.
 
@@ -58,14 +65,16 @@ async def create_subscription(
     CloudEvents webhook handshake.
     """
     own = caller.own
-    async with context.changing() as connection:
+    async with context.changing() as connection, once.within(connection):
         row, secret = await service.create(
             connection, body, organisation_id=own.id, keys=context.keys, sinks=context.sinks, filters=context.filters
         )
-    members = _members(request, row, own.oin, Health.of_nothing(), caller)
-    response.headers["Location"] = members["url"]
-    response.headers["ETag"] = _etag(row)
-    return SubscriptionCreated(**members, secret=secret)
+        members = _members(request, row, own.oin, Health.of_nothing(), caller)
+        created = SubscriptionCreated(**members, secret=secret)
+        response.headers["Location"] = created.url
+        response.headers["ETag"] = etag(row.version)
+        await once.keep(connection, created, response)
+    return created
 
 
 @router.get(
@@ -205,19 +214,26 @@ async def end_subscription(id: UUID, caller: ByCaller, context: InContext, expec
 @router.post(
     "/{id}/secret",
     response_model=RotatedSecret,
-    **operation("rotateSecret", "Rotate the secret of a subscription", scopes=_OWN, problems=(404,), body=True),
+    **operation("rotateSecret", "Rotate the secret of a subscription", scopes=_OWN, problems=(404, 409), body=True),
 )
 async def rotate_secret(
-    id: UUID, caller: ByCaller, context: InContext, body: SecretRotation | None = None
+    response: Response,
+    id: UUID,
+    caller: ByCaller,
+    context: InContext,
+    once: Repeatable,
+    body: SecretRotation | None = None,
 ) -> RotatedSecret:
     """Makes a new signing secret. Both sign for the time of the overlap, so that no notification fails to verify."""
     overlap = timedelta(seconds=(body or SecretRotation()).overlap_seconds)
-    async with context.changing() as connection:
+    async with context.changing() as connection, once.within(connection):
         row = await service.get(connection, id, organisation_id=caller.own.id)
         row = await service.rotate_secret(connection, row, overlap, keys=context.keys)
-    return RotatedSecret(
-        secret=service.secret_of(row, context.keys), previous_expires_at=row.previous_secret_expires_at
-    )
+        rotated = RotatedSecret(
+            secret=service.secret_of(row, context.keys), previous_expires_at=row.previous_secret_expires_at
+        )
+        await once.keep(connection, rotated, response, 200)
+    return rotated
 
 
 _CONTENT = frozenset(field.alias or name for name, field in SubscriptionBody.model_fields.items())
@@ -236,12 +252,8 @@ async def _to_change(connection: AsyncConnection, id: UUID, organisation_id: UUI
 
 async def _answer(request: Request, response: Response, row: AnyRow, oin: str, caller: Caller) -> Subscription:
     health = await context_of(request).health_of([row.key])
-    response.headers["ETag"] = _etag(row)
+    response.headers["ETag"] = etag(row.version)
     return Subscription(**_members(request, row, oin, health.get(row.key) or Health.of_nothing(), caller))
-
-
-def _etag(row: AnyRow) -> str:
-    return f'"{row.version}"'
 
 
 def _members(request: Request, row: AnyRow, oin: str, health: Health, caller: Caller) -> dict[str, Any]:

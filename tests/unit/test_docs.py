@@ -24,6 +24,7 @@ from broker.delivery.retries import DEFAULT
 from broker.settings import Settings, UpSettings
 from broker.storage import tables
 from schemas.cloudevents import REJECTION_CODES, WARNING_CODES
+from schemas.problems import Problem
 from subscriptions.database import metadata
 from subscriptions.routes import build_router
 
@@ -195,6 +196,18 @@ def test_every_operation_of_the_api_is_listed() -> None:
     }
     listed = {cells[0].strip("`") for cells in rows(page("api.md"), r"`[A-Z]+ /\S+`")}
     assert listed == declared
+
+
+def test_every_code_of_a_problem_is_listed_with_its_status() -> None:
+    declared = {(problem.code, str(problem.status)) for problem in _tree(Problem)}
+    listed = {(cells[0].strip("`"), cells[1]) for cells in rows(sections(page("api.md"))["Problems"], r"`[a-z-]+`")}
+    assert listed == declared
+
+
+def _tree(kind: type[Problem]) -> Iterator[type[Problem]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _tree(child)
 
 
 def test_it_is_said_of_every_table_what_it_holds() -> None:

@@ -7,6 +7,8 @@ from schemas.problems import (
     InternalError,
     InvalidInput,
     InvalidParam,
+    KeyReused,
+    PreconditionFailed,
     Problem,
     ProblemDetails,
     TooManyRequests,
@@ -76,3 +78,10 @@ def test_a_body_over_the_limit_is_told_the_limit() -> None:
 )
 def test_json_pointers_are_escaped(parts: list[str | int], text: str) -> None:
     assert pointer(parts) == text
+
+
+def test_a_header_at_fault_is_named_too() -> None:
+    for problem, name in ((KeyReused(), "Idempotency-Key"), (PreconditionFailed(), "If-Match")):
+        body = problem.body(INSTANCE)
+        assert ProblemDetails.model_validate(body).invalid_params[0].name == name
+        assert body["invalidParams"][0]["in"] == "header"  # type: ignore[index]

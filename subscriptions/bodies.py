@@ -1,0 +1,79 @@
+"""Bodies of requests: strict JSON, of the announced media type, up to a limit; and the media types of answers."""
+
+from typing import Any
+
+import orjson
+from fastapi import Request
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive
+
+from schemas.problems import PROBLEM_JSON, BodyTooLarge, NotAcceptable, UnsupportedMediaType
+
+
+class JsonRequest(Request):
+    """A request whose JSON is strict: no NaN, no lone surrogates, no U+0000 (PostgreSQL can't keep it)."""
+
+    async def json(self) -> Any:
+        """Returns the body, parsed."""
+        raw = await self.body()
+        parsed = orjson.loads(raw)
+        if b"\\u0000" in raw and _holds_nul(parsed):
+            raise HTTPException(400, "The body must not hold the character U+0000.")
+        return parsed
+
+
+def limited(request: Request, limit: int) -> Receive:
+    """Returns the request's `receive`, which ends in 413 as soon as the body is over the limit.
+
+    Raises:
+        HTTPException: 413, when the length that was announced is over it already.
+    """
+    announced = request.headers.get("content-length", "")
+    too_large = HTTPException(413, BodyTooLarge(limit).detail)
+    if announced.isdecimal() and int(announced) > limit:
+        raise too_large
+    received = 0
+
+    async def receive() -> Message:
+        nonlocal received
+        message = await request.receive()
+        received += len(message.get("body", b""))
+        if received > limit:
+            raise too_large
+        return message
+
+    return receive
+
+
+def check_accept(request: Request) -> None:
+    """Raises `NotAcceptable` unless JSON may be answered."""
+    accept = request.headers.get("accept", "*/*")
+    for part in accept.split(","):
+        media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        refused = any(parameter.replace(" ", "") in ("q=0", "q=0.0", "q=0.00", "q=0.000") for parameter in parameters)
+        if media_type in ("*/*", "application/*", "application/json", PROBLEM_JSON, "") and not refused:
+            return
+    raise NotAcceptable
+
+
+def check_media_type(request: Request) -> None:
+    """Raises `UnsupportedMediaType` unless the body is said to be JSON, or a merge patch where one can be."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    accepted = ("application/json", "application/merge-patch+json")
+    if media_type == accepted[0] or (media_type == accepted[1] and request.method == "PATCH"):
+        return
+    if media_type == "" and request.headers.get("content-length", "0") == "0" and not _is_chunked(request):
+        return  # no body at all: the problem is that it's missing
+    raise UnsupportedMediaType
+
+
+def _is_chunked(request: Request) -> bool:
+    return "chunked" in request.headers.get("transfer-encoding", "").lower()
+
+
+def _holds_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any(_holds_nul(member) for item in value.items() for member in item)
+    return isinstance(value, list) and any(map(_holds_nul, value))
