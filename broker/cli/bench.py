@@ -1,54 +1,98 @@
 """The benchmarks: a table for people, `--json` for machines."""
 
 import json
-from typing import Annotated
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
 
-from broker.cli.running import fail, run
+from broker.cli.running import run
 
 app = typer.Typer(help="Benchmarks: a table, and --json.", no_args_is_help=True)
 
 JsonOutput = Annotated[bool, typer.Option("--json", help="JSON on standard output; the rest elsewhere.")]
 
 
+class Measure(StrEnum):
+    """What a run measures."""
+
+    BOTH = "both"
+    THROUGHPUT = "throughput"
+    LATENCY = "latency"
+
+
+_MATRIX_WIDTH: Final = 150
+_MATRIX: Final = ([1, 10, 100], [1, 10, 1000], [1000, 32 * 1024])
+
+
 @app.command()
 def deliver(
-    fan_out: Annotated[list[int] | None, typer.Option(min=1, max=1000, help="Subscriptions matching an event.")] = None,
-    deliveries: Annotated[int, typer.Option(min=100, help="Deliveries in one run.")] = 30_000,
-    payload: Annotated[int, typer.Option(min=400, max=250_000, help="Bytes of an event.")] = 1000,
-    runs: Annotated[int, typer.Option(min=1, max=20, help="Measured runs, after a warm-up.")] = 3,
+    fan_out: Annotated[
+        list[int] | None, typer.Option(min=1, max=1000, help="Subscriptions matching an event. Repeatable.")
+    ] = None,
+    sinks: Annotated[
+        list[int] | None, typer.Option(min=1, max=5000, help="Hosts that the subscriptions are at. Repeatable.")
+    ] = None,
+    payload: Annotated[
+        list[int] | None, typer.Option(min=400, max=250_000, help="Bytes of an event. Repeatable.")
+    ] = None,
+    matrix: Annotated[bool, typer.Option("--matrix", help="All of 1, 10, 100 × 1, 10, 1000 × 1,000, 32,768.")] = False,
+    deliveries: Annotated[
+        int | None, typer.Option(min=100, help="Deliveries in one run; else 10,000 to 30,000 by the workload.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, max=20, help="Measured runs, each with a warm-up of its own.")] = 3,
+    measure: Annotated[Measure, typer.Option(help="Full speed, a steady rate, or both.")] = Measure.BOTH,
+    rate: Annotated[float, typer.Option(min=1, max=100_000, help="Deliveries per second for latency.")] = 1000,
+    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="How long latency is measured in a run.")] = 8,
     deliver_processes: Annotated[int, typer.Option(min=1, max=16, help="Processes that deliver.")] = 1,
     ingest_processes: Annotated[int, typer.Option(min=1, max=16, help="Processes that ingest.")] = 1,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture, in SVG.")] = None,
     json_output: JsonOutput = False,
 ) -> None:
-    """Measure delivery end to end, with real parts, beside the bare HTTP client."""
-    from broker.tools import bench_deliver as bench
-    from broker.tools.bench_sink import NoReceiver
+    """Measure delivery end to end, with real parts, beside bare loops. Options with several values make a matrix."""
+    from broker.tools import bench_plot
+    from broker.tools.bench_deliver import Bench, Options
+    from broker.tools.bench_installation import Workload
+    from broker.tools.bench_report import Report, Run, table
+    from broker.tools.bench_report import matrix as matrix_table
 
     console = Console(stderr=json_output)
+    wide = Console(stderr=json_output, width=max(console.width, _MATRIX_WIDTH))
+    fan_outs, sink_counts, payloads = _MATRIX if matrix else ([10, 1], [1], [1000])
+    workloads = [
+        Workload(many, hosts, size, deliveries or _deliveries(many, size), deliver_processes, ingest_processes)
+        for size in payload or payloads
+        for many in fan_out or fan_outs
+        for hosts in sinks or sink_counts
+    ]
+    options = Options(runs, measure is not Measure.LATENCY, measure is not Measure.THROUGHPUT, rate, seconds)
 
-    async def measure() -> None:
-        reports = []
-        for count in fan_out or [10, 1]:
-            workload = bench.Workload(
-                count,
-                max(deliveries // count, 1),
-                payload,
-                deliver_processes=deliver_processes,
-                ingest_processes=ingest_processes,
-            )
-            report = await bench.run(workload, runs, console)
-            console.print(bench.table(report))
-            reports.append(report.as_json())
+    async def work() -> None:
+        reports: list[Report] = []
+        async with Bench(options) as bench:
+            for workload in workloads:
+                measured: list[Run] = []
+                async for one in bench.runs(workload):
+                    measured.append(one)
+                    console.print(f"run {len(measured)}: {one.in_words()}")
+                reports.append(bench.report(workload, measured))
+                console.print(table(reports[-1]))
+        if len(reports) > 1:
+            wide.print(matrix_table(reports))
+        if plot is not None:
+            plot.write_text(bench_plot.picture(reports))
+            console.print(f"picture: {plot}")
         if json_output:
-            typer.echo(json.dumps(reports, indent=2))
+            typer.echo(json.dumps([report.as_json() for report in reports], indent=2))
 
-    try:
-        run(measure())
-    except NoReceiver as error:
-        fail(str(error))
+    run(work())
+
+
+def _deliveries(fan_out: int, payload: int) -> int:
+    """As many as take ten seconds or so: an event that is for one subscription, or large, costs more."""
+    return (10_000 if fan_out < 5 else 30_000) // (3 if payload > 8192 else 1)
 
 
 @app.command()

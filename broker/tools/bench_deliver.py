@@ -1,354 +1,275 @@
-"""`bode bench deliver`: deliveries per second and their cost, with every real part in it, beside the bare client.
+"""`bode bench deliver`: deliveries per second, their latency and their cost, with every real part in it.
 
-Everything is durable, signed and recorded: PostgreSQL with fsync, quorum queues, a process each for ingest and
-delivery, and nginx as the receiver. Events are put into RabbitMQ first, so the figures are the broker's and not the
-publisher's; the clock runs from the start of ingest to the last recorded outcome.
+Everything is durable, signed and recorded: PostgreSQL with fsync, quorum queues, processes for ingest and delivery, and
+a receiver that verifies nothing. A run has two phases and the yardsticks, each phase with fresh processes:
+
+    steady   events at a rate; from the publisher's confirm to the last byte of the request at the receiver
+    full     events wait in RabbitMQ before ingest starts, so the figures are the broker's and not the publisher's
+
+Each phase warms up first, with a tenth of the deliveries or a quarter of the seconds, which don't count. At full speed
+`ingest` is started anew for what is measured; the CPU that its start takes, known from the warm-up, is taken off.
 """
 
 import asyncio
-import json
 import os
+import platform
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from ipaddress import ip_network
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
-from uuid import UUID, uuid4
+from typing import Final
 
 import asyncpg
-import psutil
-from pydantic import SecretStr
-from rich.console import Console
-from rich.table import Table
-from sqlalchemy import select
 
-from broker.delivery.client import Client, Target
-from broker.delivery.fence import Fence
-from broker.ingest import amqp
-from broker.ingest.amqp import AmqpSettings
-from broker.ingest.publishing import message_of
-from broker.matching.index import cost
-from broker.migrations import migrate
-from broker.tools.bench_sink import Sink
-from broker.tools.identities import PROVIDERS, prepare
-from broker.tools.local.children import Children, Command
+from broker.tools import bench_resources as resources
+from broker.tools import bench_yardsticks as yardsticks
+from broker.tools.bench_installation import FULL, REGISTRY, STEADY, Installation, Workload
+from broker.tools.bench_publisher import publisher
+from broker.tools.bench_report import Latency, Report, Run, Throughput
+from broker.tools.bench_sink import Sink, clocked_sink, fast_sink
 from broker.tools.local.definitions import Registry
 from broker.tools.local.postgres import Postgres
 from broker.tools.local.rabbitmq import RabbitMQ
-from schemas import cloudevents
-from schemas.cloudevents import Event
-from schemas.resources import SubscriptionBody
-from subscriptions import life_cycle
-from subscriptions import subscriptions as service
-from subscriptions.change_log import changing
-from subscriptions.database import DatabaseSettings, create_engine
-from subscriptions.filter_rules import FilterRules
-from subscriptions.organisations import find_organisation
-from subscriptions.secrets import KeyRing, generate_encryption_key
-from subscriptions.sink_urls import SinkRules
-from subscriptions.tables import subscriptions
 
-_READY_SECONDS: Final = 60.0
-_LOOK_SECONDS: Final = 0.1
+_LOOK_SECONDS: Final = 0.05
 _QUIET_SECONDS: Final = 120.0
-_TYPE: Final = "nl.bag.bench-gemeten"
+_WARM_UP: Final = 0.1
+_WARM_UP_RATE: Final = 0.25
+_YARDSTICK_POSTS: Final = 6_000
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
-    """What is measured."""
+class Options:
+    """How it is measured. `rate` is in deliveries per second, `seconds` what of it counts, after a quarter more."""
 
-    fan_out: int
-    events: int
-    payload_bytes: int = 1000
-    deliver_processes: int = 1
-    ingest_processes: int = 1
-    subjects: int = 1000
-
-    @property
-    def deliveries(self) -> int:
-        """How many deliveries it makes."""
-        return self.fan_out * self.events
+    runs: int = 3
+    throughput: bool = True
+    latency: bool = True
+    rate: float = 1000.0
+    seconds: float = 8.0
 
 
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """One run of a workload. CPU is in microseconds for each delivery, memory in megabytes."""
+class Bench:
+    """A RabbitMQ for all the workloads; `async with`, then `run` for each workload."""
 
-    deliveries_per_second: float
-    cpu_us: dict[str, float]
-    memory_mb: dict[str, float]
-    wal_bytes: float
-    commits: float
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._folder = Path(tempfile.mkdtemp(prefix="bode-bench-"))
+        self._held = AsyncExitStack()
+        self._cells = 0
 
-    @property
-    def total_cpu_us(self) -> float:
-        """CPU of all processes but the receiver."""
-        return sum(self.cpu_us.values())
+    async def __aenter__(self) -> "Bench":
+        """Start RabbitMQ."""
+        self._held.callback(shutil.rmtree, self._folder, ignore_errors=True)
+        try:
+            rabbit = RabbitMQ(self._folder / "rabbitmq", [Registry(REGISTRY, f"nl.{REGISTRY}.")])
+            self._rabbit = await self._held.enter_async_context(rabbit)
+        except BaseException:
+            await self._held.aclose()
+            raise
+        return self
 
+    async def __aexit__(self, *_: object) -> None:
+        """Stop it and remove everything that was written."""
+        await self._held.aclose()
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """A workload, its runs, and what the bare client did beside each."""
-
-    workload: Workload
-    runs: list[Measurement]
-    bare_client_per_second: list[float]
-    bare_client_cpu_us: list[float]
-
-    def as_json(self) -> dict[str, Any]:
-        """The report as JSON types."""
-        return asdict(self)
-
-
-async def run(workload: Workload, runs: int, console: Console) -> Report:
-    """Measure a workload several times, each run on a fresh database, after one run that only warms up."""
-    folder = Path(tempfile.mkdtemp(prefix="bode-bench-"))
-    try:
-        async with Sink(folder / "sink") as sink, RabbitMQ(folder / "rabbitmq", [Registry("bag", "nl.bag.")]) as rabbit:
-            measured: list[Measurement] = []
-            bare: list[tuple[float, float]] = []
-            for number in range(runs + 1):
-                async with Postgres(folder / f"postgres{number}") as postgres:
-                    bench = _Run(folder / f"run{number}", workload, postgres, rabbit, sink)
-                    measurement = await bench.measure()
-                rate = await _bare_client(sink, workload.payload_bytes)
-                name = "warm-up" if number == 0 else f"run {number}"
-                console.print(
-                    f"{name}: {measurement.deliveries_per_second:,.0f} deliveries/s, "
-                    f"{measurement.total_cpu_us:.0f} µs CPU each; bare client {rate[0]:,.0f}/s"
-                )
-                if number:
-                    measured.append(measurement)
-                    bare.append(rate)
-                shutil.rmtree(folder / f"postgres{number}")
-            return Report(workload, measured, [rate for rate, _ in bare], [cpu for _, cpu in bare])
-    finally:
+    async def runs(self, workload: Workload) -> AsyncIterator[Run]:
+        """Measure a workload on a fresh database, run by run."""
+        self._cells += 1
+        folder = self._folder / f"cell{self._cells}"
+        folder.mkdir()
+        async with AsyncExitStack() as stack:
+            postgres = await stack.enter_async_context(Postgres(folder / "postgresql"))
+            sinks: dict[str, Sink] = {FULL: await stack.enter_async_context(fast_sink(folder / "fast", workload.sinks))}
+            if self._options.latency:
+                sinks[STEADY] = await stack.enter_async_context(clocked_sink(folder / "clocked", workload.sinks))
+            installation = Installation(folder / "installation", workload, postgres, self._rabbit)
+            await installation.prepare(sinks)
+            self.environment = {
+                "cpus": os.cpu_count(),
+                "python": platform.python_version(),
+                "postgresql": postgres.version,
+                "rabbitmq": self._rabbit.version,
+                "receiver": sinks[FULL].kind,
+            }
+            cell = _Cell(installation, folder, self._folder / "rabbitmq", self._options, sinks)
+            for number in range(self._options.runs):
+                yield await cell.run(number)
         shutil.rmtree(folder)
 
-
-def table(report: Report) -> Table:
-    """The report for people: medians, with the lowest and highest run."""
-    workload = report.workload
-    made = Table(title=f"fan-out {workload.fan_out}, {workload.payload_bytes} bytes, {len(report.runs)} runs")
-    made.add_column("what")
-    made.add_column("median", justify="right")
-    made.add_column("lowest – highest", justify="right")
-    rows = {
-        "deliveries per second": [run.deliveries_per_second for run in report.runs],
-        "CPU µs per delivery, all but the receiver": [run.total_cpu_us for run in report.runs],
-    }
-    for name in report.runs[0].cpu_us:
-        rows[f"  … {name}"] = [run.cpu_us[name] for run in report.runs]
-    for name in report.runs[0].memory_mb:
-        rows[f"memory of {name}, MB"] = [run.memory_mb[name] for run in report.runs]
-    rows["WAL bytes per delivery"] = [run.wal_bytes for run in report.runs]
-    rows["commits per 1,000 deliveries"] = [run.commits * 1000 for run in report.runs]
-    rows["bare client, posts per second"] = report.bare_client_per_second
-    rows["bare client, CPU µs per post"] = report.bare_client_cpu_us
-    for name, values in rows.items():
-        made.add_row(name, f"{statistics.median(values):,.1f}", f"{min(values):,.1f} – {max(values):,.1f}")
-    return made
+    def report(self, workload: Workload, runs: Sequence[Run]) -> Report:
+        """What the runs of a workload have in common."""
+        return Report(workload, self._options.rate, self.environment, list(runs))
 
 
-class _Run:
-    """One run on a fresh database."""
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """A state of things, to be subtracted from a later one."""
 
-    def __init__(self, folder: Path, workload: Workload, postgres: Postgres, rabbit: RabbitMQ, sink: Sink) -> None:
-        self._folder = folder
-        self._workload = workload
-        self._postgres = postgres
-        self._rabbit = rabbit
-        self._sink = sink
-        self._key = generate_encryption_key()
+    delivered: int
+    at: float
+    cpu: dict[str, float]
+    wal: int
 
-    async def measure(self) -> Measurement:
-        self._folder.mkdir()
-        source = await self._prepare()
-        workload = self._workload
-        connection = await asyncpg.connect(self._postgres.url)
-        delivers = [f"deliver{number}" for number in range(workload.deliver_processes)]
-        ingests = [f"ingest{number}" for number in range(workload.ingest_processes)]
+
+class _Cell:
+    """The runs of one workload."""
+
+    def __init__(
+        self, installation: Installation, folder: Path, rabbit: Path, options: Options, sinks: dict[str, Sink]
+    ) -> None:
+        self._installation = installation
+        self._workload = installation.workload
+        self._options = options
+        self._sinks = sinks
+        self._servers = {
+            "postgresql": resources.processes_named("postgres", folder),
+            "rabbitmq": resources.processes_named("beam.smp", rabbit),
+        }
+        self._looks = 0
+
+    async def run(self, number: int) -> Run:
+        connection = await asyncpg.connect(self._installation.postgres.url)
+        load = os.getloadavg()[0]
         try:
-            async with Children([self._command("deliver", name) for name in delivers], changed=_ignore) as deliver:
-                for name in delivers:
-                    await deliver.ready(name, _READY_SECONDS)
-                await self._publish(source)
-                async with Children([self._command("ingest", name) for name in ingests], changed=_ignore) as ingest:
-                    for name in ingests:
-                        await ingest.ready(name, _READY_SECONDS)
-                    groups = {
-                        "ingest": list(ingest.pids.values()),
-                        "deliver": list(deliver.pids.values()),
-                        "postgresql": _named("postgres", self._folder.parent),
-                        "rabbitmq": _named("beam.smp", self._folder.parent),
-                    }
-                    return await self._watch(connection, groups)
+            latency = await self._steady(connection, f"steady{number}") if self._options.latency else None
+            throughput = await self._full(connection, f"full{number}") if self._options.throughput else None
         finally:
             await connection.close()
+        url, payload = self._installation.rabbit.url(), self._workload.payload_bytes
+        count = min(_YARDSTICK_POSTS, self._workload.deliveries)
+        beside = await yardsticks.measure(self._sinks[FULL], url, payload, count)
+        return Run(throughput, latency, beside, load)
 
-    async def _prepare(self) -> str:
-        """Migrate, and make as many subscriptions as the fan-out asks for; the registry's source."""
-        engine = create_engine(DatabaseSettings(url=SecretStr(self._postgres.url)))
-        keys = KeyRing([self._key])
-        try:
-            await migrate(engine)
-            identities = await prepare(engine, self._folder)
-            async with changing(engine) as connection:
-                provider = await find_organisation(connection, oin=PROVIDERS["gemeente"])
-                assert provider is not None
-                rules = SinkRules(allow_http=True, check=lambda _: None)
-                filters = FilterRules(lambda condition: cost(condition).evaluated_always, most_evaluated=0)
-                for number in range(self._workload.fan_out):
-                    url = f"http://127.0.0.1:{self._sink.port}/sink/{number}"
-                    body = SubscriptionBody.model_validate({"sink": url, "protocol": "HTTP", "types": [_TYPE]})
-                    made, _ = await service.create(
-                        connection, body, organisation_id=provider.id, keys=keys, sinks=rules, filters=filters
-                    )
-                    await life_cycle.activate(connection, _id(made), sink=url)
-                count = (await connection.execute(select(subscriptions.c.id))).all()
-                assert len(count) == self._workload.fan_out
-        finally:
-            await engine.dispose()
-        return identities.registries["bag"].source
-
-    def _command(self, process: str, name: str) -> Command:
-        environment = {
-            **os.environ,
-            "BODE_DATABASE_URL": self._postgres.url,
-            "BODE_AMQP_URL": self._rabbit.url(),
-            "BODE_SECRETS_KEYS": json.dumps([self._key.get_secret_value()]),
-            "BODE_FENCE_ALLOW": json.dumps([str(ip_network("127.0.0.0/8"))]),
-            "BODE_SERVE_METRICS_PORT": "0",
-            "BODE_LOG_LEVEL": "WARNING",
-            "BODE_READY_FILE": str(self._folder / f"{name}.ready"),
-        }
-        return Command(name, [process], environment, self._folder / f"{name}.log", self._folder / f"{name}.ready")
-
-    async def _publish(self, source: str) -> None:
-        settings = AmqpSettings(url=SecretStr(self._rabbit.url()))
-        connection = await amqp.connect(settings, "bode bench")
-        async with connection, connection.channel(publisher_confirms=True) as channel:
-            await amqp.declare(connection, settings.queues)
-            exchange = await channel.get_exchange(amqp.EXCHANGE, ensure=False)
-            events = _events(self._workload, source)
-            for start in range(0, len(events), 500):
-                await asyncio.gather(
-                    *(
-                        exchange.publish(message_of(event, "bag"), routing_key=event.type)
-                        for event in events[start : start + 500]
-                    )
-                )
-
-    async def _watch(self, connection: asyncpg.Connection, groups: dict[str, list[int]]) -> Measurement:
-        """Wait for the last outcome; CPU is counted from the start of the first batch."""
-        started_cpu = {name: _cpu(pids) for name, pids in groups.items()}
-        wal, commits = await _database_work(connection)
-        started = last_progress = time.perf_counter()
-        delivered = 0
-        while delivered < self._workload.deliveries:
-            await asyncio.sleep(_LOOK_SECONDS)
-            now_delivered = await connection.fetchval("SELECT coalesce(sum(delivered), 0)::bigint FROM delivery_totals")
-            if now_delivered == 0:
-                started = time.perf_counter()
-            if now_delivered > delivered:
-                delivered, last_progress = now_delivered, time.perf_counter()
-            elif time.perf_counter() - last_progress > _QUIET_SECONDS:
-                raise TimeoutError(f"only {delivered} of {self._workload.deliveries} deliveries; see {self._folder}")
-        seconds = time.perf_counter() - started
-        wal_now, commits_now = await _database_work(connection)
-        count = self._workload.deliveries
-        return Measurement(
-            count / seconds,
-            {name: (_cpu(pids) - started_cpu[name]) / count * 1e6 for name, pids in groups.items()},
-            {name: _memory(groups[name]) for name in ("ingest", "deliver")},
-            (wal_now - wal) / count,
-            (commits_now - commits) / count,
+    async def _full(self, connection: asyncpg.Connection, phase: str) -> Throughput:
+        before, self._looks = await resources.database_work(connection), 0
+        already = await self._delivered(connection)
+        warm_up = max(1, round(self._workload.events * _WARM_UP))
+        expected = already + (warm_up + self._workload.events) * self._workload.fan_out
+        async with (
+            publisher(self._installation.rabbit.url()) as publishing,
+            self._installation.processes("deliver", phase) as delivers,
+        ):
+            async with self._installation.processes("ingest", phase) as ingests:
+                starting = resources.cpu_seconds(list(ingests.values())) / len(ingests)
+                await publishing.all_at_once(self._installation.events(FULL, warm_up))
+                async for _ in self._until(connection, already + warm_up * self._workload.fan_out):
+                    pass
+            await publishing.all_at_once(self._installation.events(FULL, self._workload.events))
+            groups = self._groups(delivers, FULL)
+            start = await self._moment(connection, groups, already + warm_up * self._workload.fan_out)
+            looking = asyncio.create_task(self._clock(connection, start.delivered, expected))
+            async with self._installation.processes("ingest", phase) as ingests:
+                began, ended = await looking
+                end = await self._moment(connection, groups, expected)
+                used = {name: resources.cpu_seconds([pid]) - starting for name, pid in ingests.items()}
+                memory = self._memory(delivers | ingests)
+        looks = self._looks + 1
+        await asyncio.sleep(_LOOK_SECONDS)
+        after = await resources.database_work(connection)
+        counted, all_of_them = expected - start.delivered, expected - already
+        used |= {name: end.cpu[name] - start.cpu[name] for name in groups}
+        cpu = {name: max(seconds, 0) / counted * 1e6 for name, seconds in sorted(used.items())}
+        receiver = cpu.pop("receiver")
+        return Throughput(
+            deliveries_per_second=counted / (ended - began),
+            cpu_us=_together(cpu),
+            process_cpu_us=cpu,
+            receiver_cpu_us=receiver,
+            memory_mb=memory,
+            wal_bytes=(end.wal - start.wal) / counted,
+            rows=(after.rows - before.rows) / all_of_them,
+            commits=max(after.commits - before.commits - looks, 0) / all_of_them,
         )
 
+    async def _steady(self, connection: asyncpg.Connection, phase: str) -> Latency:
+        per_second = self._options.rate / self._workload.fan_out
+        warm_up = self._installation.events(STEADY, max(1, round(per_second * self._options.seconds * _WARM_UP_RATE)))
+        events = self._installation.events(STEADY, max(1, round(per_second * self._options.seconds)))
+        counted = len(events) * self._workload.fan_out
+        expected = await self._delivered(connection) + len(warm_up) * self._workload.fan_out + counted
+        sink = self._sinks[STEADY]
+        async with (
+            self._installation.processes("deliver", phase) as delivers,
+            self._installation.processes("ingest", phase) as ingests,
+            publisher(self._installation.rabbit.url()) as publishing,
+        ):
+            groups = self._groups(delivers | ingests, STEADY)
+            await publishing.steadily(warm_up, per_second)
+            await sink.arrivals()
+            start = await self._moment(connection, groups, 0)
+            confirmed = await publishing.steadily(events, per_second)
+            published = time.monotonic()
+            async for _ in self._until(connection, expected):
+                pass
+            end = await self._moment(connection, groups, counted)
+            arrivals = await sink.arrivals()
+        cpu = {name: (end.cpu[name] - start.cpu[name]) / counted * 1e6 for name in groups}
+        cpu.pop("receiver")
+        spans = sorted(
+            (at - confirmed[number]) / 1e6
+            for number, at in zip(arrivals[::2], arrivals[1::2], strict=True)
+            if number in confirmed
+        )
+        return Latency(
+            deliveries_per_second=counted / (published - start.at),
+            p50_ms=statistics.median(spans),
+            p99_ms=spans[len(spans) * 99 // 100],
+            highest_ms=spans[-1],
+            counted=len(spans),
+            cpu_us=_together(cpu),
+        )
 
-async def _bare_client(
-    sink: Sink, payload_bytes: int, posts: int = 10_000, side_by_side: int = 32
-) -> tuple[float, float]:
-    """Posts per second and CPU microseconds each of our HTTP client alone, one process, same receiver."""
-    fence = Fence(allow=[ip_network("127.0.0.0/8")])
-    client = Client(fence, total_seconds=10)
-    target, body = Target.of(f"http://127.0.0.1:{sink.port}/bare"), b"x" * payload_bytes
-    headers = {"content-type": "application/cloudevents+json", "webhook-id": "dlv_bare", "webhook-timestamp": "0"}
+    async def _clock(self, connection: asyncpg.Connection, already: int, expected: int) -> tuple[float, float]:
+        """When the first outcome was recorded, and when the last one; a look more or less."""
+        began = time.monotonic()
+        async for delivered in self._until(connection, expected):
+            if delivered == already:
+                began = time.monotonic()
+        return began, time.monotonic()
 
-    async def post(count: int) -> None:
-        for _ in range(count):
-            await client.request("POST", target, headers, body)
+    def _groups(self, pids: dict[str, int], kind: str) -> dict[str, list[int]]:
+        ours = {name: [pid] for name, pid in pids.items()}
+        return ours | self._servers | {"receiver": list(self._sinks[kind].pids)}
 
-    await asyncio.gather(*(post(10) for _ in range(side_by_side)))
-    cpu, started = time.process_time(), time.perf_counter()
-    await asyncio.gather(*(post(posts // side_by_side) for _ in range(side_by_side)))
-    seconds, used = time.perf_counter() - started, time.process_time() - cpu
-    client.close()
-    fence.close()
-    made = posts // side_by_side * side_by_side
-    return made / seconds, used / made * 1e6
+    def _memory(self, pids: dict[str, int]) -> dict[str, float]:
+        memory = {name: resources.peak_megabytes(pid) for name, pid in pids.items()}
+        memory["rabbitmq"] = sum(map(resources.peak_megabytes, self._servers["rabbitmq"]))
+        memory["postgresql"] = resources.family_megabytes(self._servers["postgresql"])
+        return memory
 
+    async def _moment(self, connection: asyncpg.Connection, groups: dict[str, list[int]], delivered: int) -> _Moment:
+        self._looks += 1
+        wal = await resources.wal_position(connection)
+        return _Moment(delivered, time.monotonic(), resources.all_cpu_seconds(groups), wal)
 
-def _events(workload: Workload, source: str) -> Sequence[Event]:
-    data = {"vulling": "x" * max(workload.payload_bytes - 350, 0)}
-    made = []
-    for number in range(workload.events):
-        attributes = {
-            "specversion": "1.0",
-            "id": str(uuid4()),
-            "source": source,
-            "type": _TYPE,
-            "subject": f"9999100000{number % workload.subjects:06}",
-            "time": "2026-01-01T00:00:00Z",
-            "datacontenttype": "application/json",
-        }
-        made.append(cloudevents.from_structured(cloudevents.to_structured(attributes, data)))
-    return made
+    async def _delivered(self, connection: asyncpg.Connection) -> int:
+        self._looks += 1
+        delivered: int = await connection.fetchval("SELECT coalesce(sum(delivered), 0)::bigint FROM delivery_totals")
+        return delivered
 
-
-def _id(row: Any) -> UUID:
-    identity: UUID = row.id
-    return identity
+    async def _until(self, connection: asyncpg.Connection, expected: int) -> AsyncIterator[int]:
+        """How many outcomes are recorded, now and again, until as many as expected are."""
+        last, last_progress = -1, time.monotonic()
+        while last < expected:
+            delivered = await self._delivered(connection)
+            if delivered > last:
+                last, last_progress = delivered, time.monotonic()
+            elif time.monotonic() - last_progress > _QUIET_SECONDS:
+                raise TimeoutError(f"{expected - delivered} of the deliveries don't come")
+            yield delivered
+            if last < expected:
+                await asyncio.sleep(_LOOK_SECONDS)
 
 
-async def _database_work(connection: asyncpg.Connection) -> tuple[int, int]:
-    row = await connection.fetchrow(
-        "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint AS wal, xact_commit"
-        " FROM pg_stat_database WHERE datname = current_database()"
-    )
-    return row["wal"], row["xact_commit"]
-
-
-def _named(name: str, folder: Path) -> list[int]:
-    """Processes of this name that work in the benchmark's folder, and their children of the same name."""
-    found = []
-    for process in psutil.process_iter(["name", "cmdline"]):
-        if process.info["name"] == name and any(str(folder) in part for part in process.info["cmdline"] or []):
-            found.append(process.pid)
-            found += [child.pid for child in process.children(recursive=True)]
-    return sorted(set(found))
-
-
-def _cpu(pids: Sequence[int]) -> float:
-    """CPU seconds of processes so far, of those of their children too that have ended."""
-    total = 0.0
-    for pid in pids:
-        try:
-            times = psutil.Process(pid).cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total
-
-
-def _memory(pids: Sequence[int]) -> float:
-    return max(psutil.Process(pid).memory_info().rss for pid in pids) / 1e6
-
-
-def _ignore(_: object) -> None:
-    """A child that dies here makes the run fail by its time limit."""
+def _together(cpu: dict[str, float]) -> dict[str, float]:
+    """CPU by kind of process."""
+    kinds: dict[str, float] = {}
+    for name, value in cpu.items():
+        kind = name.rstrip("0123456789")
+        kinds[kind] = kinds.get(kind, 0.0) + value
+    return kinds

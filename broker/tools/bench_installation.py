@@ -1,0 +1,160 @@
+"""The installation that `bode bench deliver` measures: a fresh database, subscriptions, and the processes of Bode.
+
+Events of the type `FULL` go to the fast receiver, those of `STEADY` to the one that notes times.
+"""
+
+import json
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+from pydantic import SecretStr
+
+from broker.ingest import amqp
+from broker.ingest.amqp import AmqpSettings
+from broker.matching.index import cost
+from broker.migrations import migrate
+from broker.tools.bench_sink import NETWORK, Sink
+from broker.tools.identities import PROVIDERS, prepare
+from broker.tools.local.children import Children, Command
+from broker.tools.local.postgres import Postgres
+from broker.tools.local.rabbitmq import RabbitMQ
+from schemas import cloudevents
+from schemas.cloudevents import Event
+from schemas.resources import SubscriptionBody
+from subscriptions import life_cycle
+from subscriptions import subscriptions as service
+from subscriptions.change_log import changing
+from subscriptions.database import DatabaseSettings, create_engine
+from subscriptions.filter_rules import FilterRules
+from subscriptions.organisations import find_organisation
+from subscriptions.secrets import KeyRing, generate_encryption_key
+from subscriptions.sink_urls import SinkRules
+
+REGISTRY: Final = "bag"
+FULL: Final = "nl.bag.bench-vol"
+STEADY: Final = "nl.bag.bench-rustig"
+_READY_SECONDS: Final = 60.0
+_ENVELOPE_BYTES: Final = 380
+"""About what an event of the benchmark has beside its filling."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is measured: how many subscriptions match an event, at how many sinks they are, and how big it is."""
+
+    fan_out: int
+    sinks: int = 1
+    payload_bytes: int = 1000
+    deliveries: int = 30_000
+    deliver_processes: int = 1
+    ingest_processes: int = 1
+    subjects: int = 1000
+
+    @property
+    def groups(self) -> int:
+        """Groups of `fan_out` subscriptions; an event is for one of them."""
+        return max(1, -(-self.sinks // self.fan_out))
+
+    @property
+    def events(self) -> int:
+        """Events that make the deliveries of one run."""
+        return max(1, self.deliveries // self.fan_out)
+
+
+class Installation:
+    """Bode on a fresh database, and a RabbitMQ that others may have used before."""
+
+    def __init__(self, folder: Path, workload: Workload, postgres: Postgres, rabbit: RabbitMQ) -> None:
+        self.postgres = postgres
+        self.rabbit = rabbit
+        self.workload = workload
+        self._folder = folder
+        self._key = generate_encryption_key()
+        self._source = ""
+        self._made = 0
+
+    async def prepare(self, sinks: dict[str, Sink]) -> None:
+        """Migrate, and make the subscriptions for each type of event at its receiver."""
+        self._folder.mkdir()
+        engine = create_engine(DatabaseSettings(url=SecretStr(self.postgres.url)))
+        keys = KeyRing([self._key])
+        rules = SinkRules(allow_http=True, check=lambda _: None)
+        filters = FilterRules(lambda condition: cost(condition).evaluated_always, most_evaluated=0)
+        try:
+            await migrate(engine)
+            identities = await prepare(engine, self._folder)
+            async with changing(engine) as connection:
+                provider = await find_organisation(connection, oin=PROVIDERS["gemeente"])
+                assert provider is not None
+                for kind, sink in sinks.items():
+                    for number in range(self.workload.groups * self.workload.fan_out):
+                        url = sink.url(number % self.workload.sinks)
+                        body = SubscriptionBody.model_validate(self._subscription(kind, number, url))
+                        made, _ = await service.create(
+                            connection, body, organisation_id=provider.id, keys=keys, sinks=rules, filters=filters
+                        )
+                        await life_cycle.activate(connection, made.id, sink=url)
+        finally:
+            await engine.dispose()
+        self._source = identities.registries[REGISTRY].source
+        rabbitmq = AmqpSettings(url=SecretStr(self.rabbit.url()))
+        async with await amqp.connect(rabbitmq, "bode bench") as broker:
+            await amqp.declare(broker, rabbitmq.queues)
+
+    @asynccontextmanager
+    async def processes(self, kind: str, phase: str) -> AsyncIterator[dict[str, int]]:
+        """Run the processes of a kind, `deliver` or `ingest`, ready, until the block ends; their ids by name."""
+        count = self.workload.deliver_processes if kind == "deliver" else self.workload.ingest_processes
+        commands = [self._command(kind, f"{kind}{number}", phase) for number in range(count)]
+        async with Children(commands, changed=_ignore) as children:
+            for command in commands:
+                await children.ready(command.name, _READY_SECONDS)
+            yield children.pids
+
+    def events(self, kind: str, count: int) -> Sequence[tuple[int, Event]]:
+        """New events of a type, each with its number, which is the end of its id."""
+        data = {"vulling": "x" * max(self.workload.payload_bytes - _ENVELOPE_BYTES, 0)}
+        made = []
+        for number in range(self._made, self._made + count):
+            attributes: dict[str, Any] = {
+                "specversion": "1.0",
+                "id": str(UUID(int=number)),
+                "source": self._source,
+                "type": kind,
+                "subject": f"9999100000{number % self.workload.subjects:06}",
+                "time": "2026-01-01T00:00:00Z",
+                "datacontenttype": "application/json",
+                "groep": str(number % self.workload.groups),
+            }
+            made.append((number, cloudevents.from_structured(cloudevents.to_structured(attributes, data))))
+        self._made += count
+        return made
+
+    def _subscription(self, kind: str, number: int, url: str) -> dict[str, Any]:
+        body: dict[str, Any] = {"sink": url, "protocol": "HTTP", "types": [kind]}
+        if self.workload.groups > 1:
+            body["filters"] = [{"exact": {"groep": str(number // self.workload.fan_out)}}]
+        return body
+
+    def _command(self, process: str, name: str, phase: str) -> Command:
+        environment = {
+            **os.environ,
+            "BODE_DATABASE_URL": self.postgres.url,
+            "BODE_AMQP_URL": self.rabbit.url(),
+            "BODE_SECRETS_KEYS": json.dumps([self._key.get_secret_value()]),
+            "BODE_FENCE_ALLOW": json.dumps([str(NETWORK)]),
+            "BODE_SERVE_METRICS_PORT": "0",
+            "BODE_LOG_LEVEL": "WARNING",
+            "BODE_READY_FILE": str(self._folder / f"{name}.ready"),
+        }
+        log = self._folder / f"{phase}-{name}.log"
+        return Command(name, [process], environment, log, self._folder / f"{name}.ready")
+
+
+def _ignore(_: object) -> None:
+    """A child that dies here makes the run fail by its time limit."""

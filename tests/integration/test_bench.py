@@ -1,0 +1,52 @@
+"""The benchmarks run, at the smallest size, and say what they should. No time is asserted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+KINDS = {"deliver", "ingest", "postgresql", "rabbitmq"}
+SPREAD = {"median", "lowest", "highest"}
+
+
+@pytest.mark.timeout(400)
+def test_bench_deliver_measures_throughput_latency_and_yardsticks(tmp_path: Path) -> None:
+    picture = tmp_path / "picture.svg"
+    options = "--fan-out 2 --sinks 3 --deliveries 100 --runs 1 --rate 100 --seconds 0.5 --json --plot"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("BODE_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "broker.cli", "bench", "deliver", *options.split(), str(picture)],
+        capture_output=True,
+        text=True,
+        timeout=380,
+        check=False,
+        env={**environment, "TMPDIR": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    [report] = json.loads(done.stdout)
+    workload = report["workload"]
+    assert (workload["fan_out"], workload["sinks"], workload["payload_bytes"]) == (2, 3, 1000)
+    assert report["environment"]["receiver"] in ("nginx", "bode bench's own")
+    [run] = report["runs"]
+    full, steady = run["throughput"], run["latency"]
+    assert set(full["cpu_us"]) == KINDS
+    assert set(full["process_cpu_us"]) == {"deliver0", "ingest0", "postgresql", "rabbitmq"}
+    assert min(full["memory_mb"].values()) > 1
+    assert full["deliveries_per_second"] > 0
+    assert full["rows"] >= 1
+    assert full["wal_bytes"] > 100
+    assert 0 < full["commits"] < 100
+    assert steady["counted"] >= 50
+    assert steady["p50_ms"] <= steady["p99_ms"] <= steady["highest_ms"]
+    assert set(run["yardsticks"]) == {"bare_client", "bare_aiohttp", "bare_consume"}
+    assert all(one["per_second"] > 0 for one in run["yardsticks"].values())
+    assert {"deliveries_per_second", "cpu_us", "p50_ms", "p99_ms", "bare_consume_per_second"} <= set(report["summary"])
+    assert all(set(spread) == SPREAD for spread in report["summary"].values())
+    assert "fan-out 2, 3 sinks, 1,000 bytes" in done.stderr
+    words = [element.text for element in ElementTree.parse(picture).iter("{http://www.w3.org/2000/svg}text")]
+    assert "deliveries per second, full speed" in words
+    assert list(tmp_path.iterdir()) == [picture], "it leaves nothing behind"
