@@ -1,27 +1,47 @@
 """One process's share of the leases of a kind: renewed, taken from the dead, given back when others join.
 
 Fair share is the number of leases divided by the number of live holders, rounded up. The holder knows by its own
-monotonic clock until when each lease is surely its own, counted from before the renewal was asked for.
+monotonic clock until when each lease is surely its own, counted from before the renewal was asked for. Because others
+take over at once from who has no connection any more, it keeps one, and is sure of nothing from the moment that this
+one is lost. And because a change is answered without waiting for a holder that is silent or gone, who was unsure
+applies what was changed meanwhile before it is sure again (promise 6).
 """
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
+from typing import Final
 from uuid import UUID
 
 import asyncpg
+from sqlalchemy.exc import SQLAlchemyError
 
 from broker.storage import leases
 from broker.telemetry import WORKER_ERRORS, log
+
+TROUBLE: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    SQLAlchemyError,
+    OSError,
+    TimeoutError,
+)
+
+
+async def _nothing_to_catch_up() -> None:
+    """The work doesn't depend on the change log."""
 
 
 class Leasing:
     """Holds leases of one kind for one process; `run` is its worker.
 
     `gained` and `released` are called with numbers; `released` returns when the work on them has stopped and what was
-    under way is recorded, and only then are they given back.
+    under way is recorded, and only then are they given back. `catch_up` applies what the change log has, and `sure` is
+    called when leases that we were unsure of are surely ours again: work that was to begin meanwhile has not.
     """
 
     def __init__(
@@ -35,6 +55,8 @@ class Leasing:
         gained: Callable[[Iterable[int]], Awaitable[None]],
         released: Callable[[Iterable[int]], Awaitable[None]],
         applied_version: Callable[[], int] = lambda: 0,
+        catch_up: Callable[[], Awaitable[None]] = _nothing_to_catch_up,
+        sure: Callable[[], None] = lambda: None,
     ) -> None:
         self._pool = pool
         self._kind = kind
@@ -44,10 +66,14 @@ class Leasing:
         self._gained = gained
         self._released = released
         self._applied_version = applied_version
+        self._catch_up = catch_up
+        self._sure = sure
         self._epochs: dict[int, int] = {}
         self._safe_until = 0.0
         self._nudged = asyncio.Event()
         self._leaving = False
+        self._presence: asyncpg.Connection | None = None
+        self._presences = 0
 
     @property
     def epochs(self) -> dict[int, int]:
@@ -68,20 +94,21 @@ class Leasing:
 
     async def run(self) -> None:
         """Keep the share until cancelled; an unreachable database costs leases, never the worker."""
+        try:
+            await self._run()
+        finally:
+            await self._be_absent()
+
+    async def _run(self) -> None:
         while True:
             self._nudged.clear()  # before the turn: who nudges during it has something that it may not have told
             try:
                 async with asyncio.timeout(self._span.total_seconds()):
                     await self.turn()
-            except (
-                asyncpg.PostgresError,
-                asyncpg.InterfaceError,
-                asyncpg.InternalClientError,
-                OSError,
-                TimeoutError,
-            ) as error:
+            except TROUBLE as error:
                 WORKER_ERRORS.labels(f"{self._kind}-leases").inc()
                 log().warning("lease-renewal-failed", kind=self._kind, error=type(error).__name__)
+                await self._be_absent()  # the connection may be half way through something
             try:
                 async with asyncio.timeout(self._span.total_seconds() / 4):
                     await self._nudged.wait()
@@ -91,13 +118,19 @@ class Leasing:
     async def turn(self) -> None:
         """Renew, drop what was lost, give back what is over the share, take what is free."""
         asked_at = time.monotonic()
-        async with self._pool.acquire() as connection:
-            await leases.announce(connection, self._kind, self._owner, self._applied_version())
-            held = await leases.renew(connection, self._kind, self._owner, self._span)
-            alive = await leases.holders(connection, self._kind, self._span)
-        if self._leaving:
+        connection = await self._be_present()
+        presence = self._presences
+        await leases.announce(connection, self._kind, self._owner, self._applied_version())
+        unsure = asked_at >= self._safe_until
+        if unsure:  # changes may have been answered without us, until we announced ourselves
+            await self._catch_up()
+        held = await leases.renew(connection, self._kind, self._owner, self._span)
+        alive = await leases.holders(connection, self._kind, self._span)
+        if self._leaving or presence != self._presences:
             return
         self._safe_until = asked_at + self._span.total_seconds()
+        if unsure:
+            self._sure()
         lost = [number for number, epoch in self._epochs.items() if held.get(number) != epoch]
         if lost:
             for number in lost:
@@ -125,6 +158,30 @@ class Leasing:
                 log().info("leases-taken", kind=self._kind, numbers=[lease.number for lease in taken])
                 await self._gained([lease.number for lease in taken])
 
+    async def _be_present(self) -> asyncpg.Connection:
+        """The connection that shows others that we live."""
+        if self._presence is not None and _closed(self._presence):
+            await self._be_absent()
+        if self._presence is None:
+            self._presence = await self._pool.acquire()
+            self._presence.add_termination_listener(self._presence_lost)
+        return self._presence
+
+    async def _be_absent(self) -> None:
+        presence, self._presence = self._presence, None
+        if presence is not None:
+            self._presence_lost(presence)
+            with contextlib.suppress(asyncpg.InterfaceError):
+                presence.remove_termination_listener(self._presence_lost)
+                presence.terminate()
+            await self._pool.release(presence)
+
+    def _presence_lost(self, _: object) -> None:
+        """From now on others may take what we hold, so we are sure of nothing until the next turn."""
+        self._presences += 1
+        self._safe_until = 0.0
+        self._nudged.set()
+
     async def leave(self) -> None:
         """Give everything back; the work on it has stopped already."""
         self._leaving = True
@@ -132,3 +189,10 @@ class Leasing:
         async with self._pool.acquire() as connection:
             await leases.give_back(connection, self._kind, self._owner, numbers)
             await leases.leave(connection, self._owner)
+
+
+def _closed(connection: asyncpg.Connection) -> bool:
+    try:
+        return bool(connection.is_closed())
+    except asyncpg.InterfaceError:  # its pool has parted with it
+        return True

@@ -38,6 +38,7 @@ class DirectoryOffice:
         self._reloaded = reloaded
         self._applied = applied
         self._asked = asyncio.Event()
+        self._catching_up = asyncio.Lock()
         self._directory = Directory()
         self.version = -1
 
@@ -62,13 +63,18 @@ class DirectoryOffice:
                 pass
             self._asked.clear()
             try:
-                await self._catch_up()
+                await self.catch_up()
             except (SQLAlchemyError, OSError, TimeoutError) as error:
                 WORKER_ERRORS.labels("office").inc()
                 log().warning("changes-not-read", error=type(error).__name__)
                 await asyncio.sleep(0.2)
 
-    async def _catch_up(self) -> None:
+    async def catch_up(self) -> None:
+        """Apply what has been changed up to now."""
+        async with self._catching_up:  # in order
+            await self._apply()
+
+    async def _apply(self) -> None:
         version, changes = await directory.load_changes(self._engine, self.version)
         if version == self.version:
             return

@@ -85,6 +85,8 @@ class DeliverProcess:
             gained=self._shards_gained,
             released=self._shards_released,
             applied_version=lambda: self.office.version,
+            catch_up=self.office.catch_up,
+            sure=self._sweep_asked.set,
         )
         self._engine = Engine(
             resources.pool,

@@ -43,6 +43,7 @@ class Holder:
         self.held_while_releasing: list[bool] = []
         self.span = span
         self.kind = kind
+        self.caught_up: list[bool] = []
 
     async def __aenter__(self) -> "Holder":
         self.pool = await asyncpg.create_pool(
@@ -51,7 +52,7 @@ class Holder:
         )  # fmt: skip
         self.leasing = Leasing(
             self.pool, self.kind, self.owner, count=COUNT, span=self.span,
-            gained=self._gained, released=self._released,
+            gained=self._gained, released=self._released, catch_up=self._catch_up,
         )  # fmt: skip
         return self
 
@@ -65,6 +66,9 @@ class Holder:
         numbers = sorted(numbers)
         self.told.append(("released", numbers))
         self.held_while_releasing += [self.leasing.holds(number) for number in numbers]
+
+    async def _catch_up(self) -> None:
+        self.caught_up.append(self.leasing.holds(0))
 
     async def turn(self) -> None:
         await self.leasing.turn()
@@ -208,6 +212,33 @@ async def test_lease_is_surely_ours_only_for_its_span(url: str, database: asyncp
         assert holder.leasing.epoch(0) > 0, "an outcome of an attempt under way may still count"
         await holder.turn()
         assert holder.leasing.holds(0)
+
+
+async def test_holder_without_a_connection_is_unsure_at_once_until_it_has_applied_what_was_changed(
+    url: str, database: asyncpg.Connection
+) -> None:
+    async with Holder(url) as cut:
+        await cut.turn()
+        assert cut.leasing.holds(0)
+        assert cut.caught_up == [False], "before it was sure the first time"
+        await cut.turn()
+        assert cut.caught_up == [False]
+        await database.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1",
+            leases.application_name(cut.owner),
+        )
+        async with asyncio.timeout(5):
+            while cut.leasing.holds(0):
+                await asyncio.sleep(0)
+        assert cut.leasing.epoch(0) > 0, "an outcome of an attempt under way may still count"
+        for _ in range(4):
+            try:
+                await cut.turn()
+                break
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
+                continue
+        assert cut.leasing.holds(0)
+        assert cut.caught_up == [False, False]
 
 
 async def test_leases_of_another_kind_are_none_of_our_business(url: str, database: asyncpg.Connection) -> None:
