@@ -19,6 +19,9 @@ ACCEPTED = Counter("bode_events_accepted", "Events committed with all their deli
 DUPLICATES = Counter("bode_events_duplicate", "Events whose source and id were accepted before.")
 REJECTED = Counter("bode_events_rejected", "Messages committed as a rejection, by reason.", ["reason"])
 WARNINGS = Counter("bode_events_warned", "SHOULDs of the NL GOV profile that accepted events did not meet.", ["rule"])
+DATA_FINDINGS = Counter(
+    "bode_events_data_reported", "Accepted events whose data did not meet the schema of their type."
+)
 MATCHED = Counter("bode_deliveries_matched", "Deliveries committed: events times matching subscriptions.")
 BATCH_EVENTS = Histogram(
     "bode_ingest_batch_events", "Messages in one commit.", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500)

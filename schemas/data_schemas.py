@@ -8,7 +8,7 @@ So a validation costs at most its weight for each value in `data`.
     InvalidSchema    what was given is no schema that we take; points at the place
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import jsonschema_rs
@@ -75,12 +75,12 @@ class DataSchema:
 
     def find(self, body: bytes) -> Finding | None:
         """Hold the data of an event, given in canonical form, against the schema; None: it meets it."""
-        data = _data_of.decode(body).data
-        if isinstance(data, msgspec.UnsetType):
-            return NO_DATA
         try:
-            value = orjson.loads(data)
-        except orjson.JSONDecodeError:  # a lone surrogate, say: no value that a schema can speak of
+            data = _data_of.decode(body).data
+            if isinstance(data, msgspec.UnsetType):
+                return NO_DATA
+            value = orjson.loads(bytes(data))
+        except (msgspec.DecodeError, orjson.JSONDecodeError):  # a lone surrogate, say: nothing a schema can speak of
             return NO_DATA
         if self._validator is None:
             self._validator = _compile(self._schema)
@@ -88,11 +88,19 @@ class DataSchema:
         if self._validator.is_valid(value):
             return None
         error = next(self._validator.iter_errors(value))
-        place = json_pointer([self._said(step) for step in error.instance_path])
+        place = json_pointer(list(self._said(error.instance_path, value)))
         return Finding(place[:_LONGEST_POINTER], error.kind.name)
 
-    def _said(self, step: str | int) -> str | int:
-        return step if isinstance(step, int) or step in self._names else "*"
+    def _said(self, path: Iterable[str | int], value: Any) -> Iterator[str | int]:
+        # The value says what a step is: the validator gives a name of digits (a BSN) as a number too.
+        for step in path:
+            if isinstance(value, list):
+                yield step
+                value = value[int(step)]
+            else:
+                name = str(step)
+                yield name if name in self._names else "*"
+                value = value.get(name) if isinstance(value, dict) else None
 
 
 def check(schema: Any) -> None:
@@ -132,6 +140,25 @@ def _check_depth(value: Any, depth: int) -> None:
     if isinstance(value, dict | list):
         for content in value.values() if isinstance(value, dict) else value:
             _check_depth(content, depth + 1)
+
+
+def rebased(schema: Any, base: str) -> Any:
+    """A schema that stands at `base` (`#/components/…`) in another document, with its references leading there."""
+    if not isinstance(schema, dict):
+        return schema
+    found: dict[str, Any] = {}
+    for keyword, content in schema.items():
+        if keyword == "$ref":
+            found[keyword] = base + content.removeprefix("#")
+        elif keyword in (*_NAMED, "$defs") and isinstance(content, dict):
+            found[keyword] = {name: rebased(part, base) for name, part in content.items()}
+        elif keyword in _LISTED:
+            found[keyword] = [rebased(part, base) for part in content]
+        elif keyword in _ONE:
+            found[keyword] = rebased(content, base)
+        elif keyword not in ("$id", "$schema"):
+            found[keyword] = content
+    return found
 
 
 _Place = tuple[str, ...]

@@ -1,6 +1,6 @@
 """What an installation allows of filters: their grammar, the lists that they name, and what they cost every event."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
@@ -10,9 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.filters import FOLLOWS, Condition, FilterError, parse
 from schemas.filters.problems import member
+from schemas.filters.reading import not_among, read_of_type
 from schemas.problems import InvalidInput
 from schemas.resources import SubscriptionBody
-from subscriptions import follow_lists
+from subscriptions import catalogue, follow_lists
 from subscriptions.tables import Status, subscriptions
 
 CountEvaluated: TypeAlias = Callable[[Condition], int]
@@ -44,13 +45,24 @@ class FilterRules:
         """Judges the filters of a subscription that is made, or changed when it has an id.
 
         Raises:
-            InvalidInput: one can't be read, names a list that isn't the organisation's, or there are too many that
-                are evaluated for every event.
+            InvalidInput: one can't be read, is on something that a registry doesn't allow to filter on, names a list
+                that isn't the organisation's, or there are too many that are evaluated for every event.
         """
         try:
             condition = parse(body.filters, source=body.source, types=body.types or None, domain=body.domain)
         except FilterError as error:
             raise InvalidInput.field(error.pointer, "filter", error.detail) from None
+        for event_type, allowed in await catalogue.restricted_types(
+            connection, organisation_id, types=body.types or (), domain=body.domain
+        ):
+            refused = not_among(read_of_type(condition, event_type), allowed)
+            if refused:
+                raise InvalidInput.field(
+                    "/filters",
+                    "filter-attribute",
+                    f"must not be on {_told(refused)} for events of type {event_type}: "
+                    "the catalogue says what may be filtered on",
+                )
         lists = await _lists(connection, body.filters, organisation_id)
         evaluated = self.count_evaluated(condition)
         if evaluated:
@@ -63,6 +75,12 @@ class FilterRules:
                     f"your subscriptions may have {self.most_evaluated} together, and the others have {others}",
                 )
         return Asked(lists, evaluated)
+
+
+def _told(refused: Sequence[str]) -> str:
+    # Names of attributes are those of specifications; what stands in a pointer may be anything.
+    names = [name for name in refused if not name.startswith("/")][:10]
+    return ", ".join([*names, *(["fields of data"] if len(names) < len(refused) else [])])
 
 
 async def _lists(connection: AsyncConnection, filters: Any, organisation_id: UUID) -> tuple[UUID, ...]:

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.api.context import BrokerContext, broker_context_of
+from broker.ingest.accept import Rejected, judge_data
 from broker.ingest.publishing import NotPublished, first_rejection
 from schemas import cloudevents
 from schemas.cloudevents import Event, InvalidEvent
@@ -85,7 +86,7 @@ async def publish_events(request: Request) -> Response:
         raise Unavailable(detail) from error
     rejected = None if results is None else first_rejection(results)
     if rejected is not None:
-        raise InvalidInput.field(f"/{rejected.attribute or ''}", rejected.code, rejected.detail)
+        raise _refusal(rejected, "")
     return _answer(mode, events, 202 if results is None else 200)
 
 
@@ -132,6 +133,13 @@ def _check_rights(context: BrokerContext, organisation: Organisation, event: Eve
         raise Forbidden(f"This organisation may not speak for the source of the event at '{place or '/'}'.")
     if directory.owner_of_type(event.type) != organisation.id:
         raise Forbidden(f"No domain of this organisation covers the type of the event at '{place or '/'}'.")
+    judged = judge_data(directory, event)
+    if isinstance(judged, Rejected):
+        raise _refusal(judged, place)
+
+
+def _refusal(rejected: Rejected, place: str) -> InvalidInput:
+    return InvalidInput.field(f"{place}/{rejected.attribute or ''}", rejected.code, rejected.detail)
 
 
 def _answer(mode: ContentMode, events: Sequence[Event], status: int) -> Response:

@@ -15,16 +15,19 @@ from uuid import UUID
 
 import asyncpg
 
+from broker.ingest.findings import Findings
 from broker.ingest.verification import verify
 from broker.ingest.view import View
 from broker.storage import acceptance
 from broker.storage.acceptance import DELIVERY_COLUMNS, EVENT_COLUMNS, Rejection
 from broker.storage.fingerprints import Fingerprints
 from broker.storage.sealing import seal_body
-from broker.telemetry import ACCEPTED, DUPLICATES, MATCHED, REJECTED, UNHEADED, WARNINGS
+from broker.telemetry import ACCEPTED, DATA_FINDINGS, DUPLICATES, MATCHED, REJECTED, UNHEADED, WARNINGS
 from schemas.cloudevents import Event, InvalidEvent
+from schemas.data_schemas import Finding
+from subscriptions.directory import Directory
 from subscriptions.secrets import KeyRing
-from subscriptions.tables import Ordering
+from subscriptions.tables import DataValidation, Ordering
 
 _RETRIES: Final = 8
 
@@ -92,6 +95,8 @@ class _Candidate:
     unheaded: bool
     matches: list[tuple[int, int | None, UUID]]
     """(subscription, lane, grant)"""
+    finding: tuple[UUID, Finding] | None = None
+    """What its data has against the schema of its type, where that is reported."""
 
     @property
     def subscriptions(self) -> list[int]:
@@ -109,6 +114,7 @@ class Acceptor:
         self._view = view
         self._keys = keys
         self._fingerprints = fingerprints
+        self.findings = Findings(pool)
 
     async def accept(self, batch: Sequence[Message]) -> list[Result]:
         """Commit a batch; the results stand in its order.
@@ -153,6 +159,9 @@ class Acceptor:
                 await acceptance.reject(connection, rejections)
         results = [each if isinstance(each, Rejected | Duplicate) else _result(each, accepted) for each in judged]
         _count(results, accepted)
+        for candidate in accepted.values():
+            if candidate.finding is not None:
+                self.findings.add(*candidate.finding)
         return results
 
     def _sort(
@@ -197,6 +206,9 @@ class Acceptor:
             return Rejected(
                 "subject-header-mismatch", "the header cloudEvents:subject differs from the event's subject", "subject"
             )
+        judged = judge_data(directory, event)
+        if isinstance(judged, Rejected):
+            return judged
         lane = None if event.subject is None else self._fingerprints.lane(event.source, event.subject)
         matches = []
         for key in self._view.index.match(event):
@@ -205,7 +217,7 @@ class Acceptor:
             if grant is not None:
                 matches.append((key, _lane_for(entry.ordering, lane), grant))
         digest = self._fingerprints.event(event.source, event.id)
-        return _Candidate(event, organisation.id, digest, lane, message.unheaded, matches)
+        return _Candidate(event, organisation.id, digest, lane, message.unheaded, matches, judged)
 
     async def _verify(self, connection: asyncpg.Connection, accepted: dict[int, _Candidate]) -> None:
         subscriptions = self._view.directory.subscriptions
@@ -267,6 +279,17 @@ class Acceptor:
         )
 
 
+def judge_data(directory: Directory, event: Event) -> tuple[UUID, Finding] | Rejected | None:
+    """Hold the data of an event against the schema of its type, as its registry chose: to report, or to reject."""
+    described = directory.validated(event.type)
+    finding = None if described is None or described.schema is None else described.schema.find(event.body)
+    if described is None or finding is None:
+        return None
+    if described.validation is DataValidation.REPORT:
+        return described.id, finding
+    return Rejected("data-invalid", f"data doesn't meet '{finding.keyword}' of its schema", f"data{finding.pointer}")
+
+
 def _lane_for(ordering: Ordering, lane: int | None) -> int | None:
     match ordering:
         case Ordering.SUBJECT:
@@ -291,6 +314,7 @@ def _count(results: Sequence[Result], accepted: dict[int, _Candidate]) -> None:
     ACCEPTED.inc(len(accepted))
     MATCHED.inc(sum(len(candidate.matches) for candidate in accepted.values()))
     UNHEADED.inc(sum(candidate.unheaded for candidate in accepted.values()))
+    DATA_FINDINGS.inc(sum(candidate.finding is not None for candidate in accepted.values()))
     for candidate in accepted.values():
         for warning in candidate.event.warnings:
             WARNINGS.labels(warning).inc()

@@ -54,6 +54,7 @@ async def run(settings: Settings) -> None:
             workers["follow-lists"] = following.run
             view = View(resources.engine, following)
             acceptor = Acceptor(resources.pool, view, resources.keys, resources.fingerprints)
+            workers["data-findings"] = acceptor.findings.run
             publisher = DirectPublisher(acceptor, waker.queue, settings.ingest.batch_max)
         await view.load()
         arrivals = Arrivals()

@@ -118,6 +118,7 @@ async def run(settings: Settings) -> None:
                 "consumers": consumers.watch,
                 "waker": waker.run,
                 "follow-lists": following.run,
+                "data-findings": acceptor.findings.run,
                 "site": site.run,
                 "queues": lambda: _count_queues(settings, leasing),
                 "announce": announce,
