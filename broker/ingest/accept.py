@@ -287,7 +287,7 @@ def judge_data(directory: Directory, event: Event) -> tuple[UUID, Finding] | Rej
         return None
     if described.validation is DataValidation.REPORT:
         return described.id, finding
-    return Rejected("data-invalid", f"data doesn't meet '{finding.keyword}' of its schema", f"data{finding.pointer}")
+    return Rejected("data-invalid", f"data does not meet '{finding.keyword}' of its schema", f"data{finding.pointer}")
 
 
 def _lane_for(ordering: Ordering, lane: int | None) -> int | None:

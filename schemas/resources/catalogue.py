@@ -122,7 +122,9 @@ class EventTypeReplacement(Resource):
         default=None, description="From when providers should no longer subscribe to it."
     )
     sunset_at: AwareDatetime | None = Field(default=None, description="From when it is no longer published.")
-    successor: TypeName | None = Field(default=None, description="The type that comes in its place.")
+    successor: TypeName | None = Field(
+        default=None, description="The type that comes in its place.", examples=["nl.brp.persoon-verhuisd.v2"]
+    )
     url: Any = Field(default=None, description="Ignored: set by the broker.")
     id: Any = Field(default=None, description="Ignored: set by the broker.")
     registry: Any = Field(default=None, description="Ignored: set by the broker.")
@@ -140,19 +142,29 @@ class EventType(Answer):
 
     url: str = Field(description="URL of this resource.", json_schema_extra={"format": "uri"})
     id: UUID = Field(description="Identifier of the event type.")
-    registry: str = Field(description="OIN of the registry that describes it.")
+    registry: str = Field(description="OIN of the registry that describes it.", examples=["00000001823288444000"])
     type: str = Field(description="The CloudEvents `type`.", examples=[_EXAMPLE["type"]])
-    meaning: str = Field(description="What has happened when such an event comes.")
-    time_meaning: str | None = Field(description="What `time` says; null: it isn't said.")
-    documentation_link: str | None = Field(description="Where people read about it; null: nowhere.")
+    meaning: str = Field(description="What has happened when such an event comes.", examples=[_EXAMPLE["meaning"]])
+    time_meaning: str | None = Field(
+        description="What `time` says; null: it isn't said.", examples=[_EXAMPLE["timeMeaning"]]
+    )
+    documentation_link: str | None = Field(
+        description="Where people read about it; null: nowhere.", examples=["https://www.rvig.nl/brp"]
+    )
     information_level: InformationLevel | None = Field(description="How much it says; null: it isn't said.")
-    data_schema: dict[str, Any] | bool | None = Field(description="JSON Schema 2020-12 of `data`; null: none.")
+    data_schema: dict[str, Any] | bool | None = Field(
+        description="JSON Schema 2020-12 of `data`; null: none.", examples=[_EXAMPLE["dataSchema"]]
+    )
     validation: DataValidation = Field(description="Whether `data` is held against the schema when an event comes in.")
-    filter_attributes: list[str] | None = Field(description="What may be filtered on; null: anything.")
+    filter_attributes: list[str] | None = Field(
+        description="What may be filtered on; null: anything.", examples=[_EXAMPLE["filterAttributes"]]
+    )
     retention_days: int | None = Field(description="Days that its events are kept; null: as the installation says.")
     deprecated_at: datetime | None = Field(description="From when providers should no longer subscribe to it.")
     sunset_at: datetime | None = Field(description="From when it is no longer published.")
-    successor: str | None = Field(description="The type that comes in its place.")
+    successor: str | None = Field(
+        description="The type that comes in its place; null: none.", examples=["nl.brp.persoon-verhuisd.v2"]
+    )
     version: int = Field(ge=1, description="Raised by each change; also the ETag.")
     created_at: datetime = Field(description="When it was described first.")
     updated_at: datetime = Field(description="When the description was last changed.")
@@ -163,7 +175,9 @@ class EventTypeVersion(Answer):
 
     version: int = Field(ge=1, description="Its number, from 1.")
     created_at: datetime = Field(description="From when it held.")
-    description: dict[str, Any] = Field(description="What was said of the event type, as in an event type.")
+    description: dict[str, Any] = Field(
+        description="What was said of the event type, as in an event type.", examples=[_EXAMPLE]
+    )
 
 
 class DataFinding(Answer):

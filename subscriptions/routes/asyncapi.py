@@ -1,4 +1,8 @@
-"""`/asyncapi.json`: the catalogue as an AsyncAPI 3 document."""
+"""`/asyncapi.json`: the catalogue as an AsyncAPI 3 document.
+
+A description like `/openapi.json`, and like that one it doesn't stand in the OpenAPI document: its name isn't that of a
+resource.
+"""
 
 from typing import Any
 
@@ -16,6 +20,7 @@ router = APIRouter(tags=["event-types"], route_class=Route)
 @router.get(
     "/asyncapi.json",
     response_model=dict[str, Any],
+    include_in_schema=False,
     **operation("getAsyncApi", "Read the catalogue as AsyncAPI", scopes=tuple(Scope)),
 )
 async def get_asyncapi(request: Request, context: InContext) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from subscriptions import catalogue as service
 from subscriptions.callers import Scope
 from subscriptions.context import api_url
 from subscriptions.database import AnyRow
-from subscriptions.http import ByCaller, ExpectedVersion, InContext, Route, operation
+from subscriptions.http import ByCaller, ExpectedVersion, InContext, Route, etag, operation
+from subscriptions.idempotency import Repeatable
 from subscriptions.paging import Paging
 from subscriptions.tables import data_findings, event_type_versions, event_types
 
@@ -47,16 +48,22 @@ Pages = Annotated[Paging, Depends()]
     ),
 )
 async def describe_event_type(
-    request: Request, response: Response, body: EventTypeBody, caller: ByCaller, context: InContext
+    request: Request,
+    response: Response,
+    body: EventTypeBody,
+    caller: ByCaller,
+    context: InContext,
+    once: Repeatable,
 ) -> EventType:
     """Puts an event type of one of your domains in the catalogue.
 
     What it says of validation is in force for every event accepted after the answer.
     """
-    async with context.changing() as connection:
+    async with context.changing() as connection, once.within(connection):
         row = await service.describe(connection, body, organisation_id=caller.own.id)
-    described = _answer(request, response, row)
-    response.headers["Location"] = described.url
+        described = _answer(request, response, row)
+        response.headers["Location"] = described.url
+        await once.keep(connection, described, response)
     return described
 
 
@@ -198,5 +205,5 @@ def members(request: Request, row: AnyRow) -> dict[str, Any]:
 
 
 def _answer(request: Request, response: Response, row: AnyRow) -> EventType:
-    response.headers["ETag"] = f'"{row.version}"'
+    response.headers["ETag"] = etag(row.version)
     return EventType(**members(request, row))

@@ -73,7 +73,8 @@ async def test_what_doesnt_meet_its_schema_becomes_a_rejection_with_a_place_and_
     rows = await bode.pool.fetch("SELECT * FROM rejections WHERE organisation_id = $1 ORDER BY id", publisher.id)
     assert len(rows) == 2
     assert BSN not in str([dict(row) for row in rows])
-    assert "pattern" in rows[0]["detail"]
+    words = {f"data does not meet '{keyword}' of its schema" for keyword in ("pattern", "data")}
+    assert {row["detail"] for row in rows} == words
 
 
 async def test_what_is_reported_is_accepted_and_counted_without_values(bode: Broker) -> None:
