@@ -235,7 +235,7 @@ async def test_the_catalogue_is_an_asyncapi_document(bode: World) -> None:
     assert document["components"]["messages"][f"{domain}.vervallen"]["payload"]["schema"]["deprecated"] is True
     assert {each["action"] for each in document["operations"].values()} == {"receive", "send"}
     references = list(_references(document))
-    assert len(references) > 10
+    assert len(references) >= 10
     for reference in references:
         place = document
         for step in reference.removeprefix("#/").split("/"):
