@@ -40,8 +40,9 @@ class Leasing:
     """Holds leases of one kind for one process; `run` is its worker.
 
     `gained` and `released` are called with numbers; `released` returns when the work on them has stopped and what was
-    under way is recorded, and only then are they given back. `catch_up` applies what the change log has, and `sure` is
-    called when leases that we were unsure of are surely ours again: work that was to begin meanwhile has not.
+    under way is recorded, and only then are they given back. `count`: how many leases there are; None: as many as there
+    are at each turn. `catch_up` applies what the change log has, and `sure` is called when leases that we were unsure
+    of are surely ours again: work that was to begin meanwhile has not.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Leasing:
         kind: str,
         owner: UUID,
         *,
-        count: int,
+        count: int | None,
         span: timedelta,
         gained: Callable[[Iterable[int]], Awaitable[None]],
         released: Callable[[Iterable[int]], Awaitable[None]],
@@ -126,6 +127,7 @@ class Leasing:
             await self._catch_up()
         held = await leases.renew(connection, self._kind, self._owner, self._span)
         alive = await leases.holders(connection, self._kind, self._span)
+        count = self._count if self._count is not None else await leases.count(connection, self._kind)
         if self._leaving or presence != self._presences:
             return
         self._safe_until = asked_at + self._span.total_seconds()
@@ -140,7 +142,7 @@ class Leasing:
         if unknown:  # taken in a turn whose answer never came, or not given back: renewed, so nobody else takes it
             self._epochs.update(unknown)
             await self._gained(unknown)
-        share = math.ceil(self._count / max(len(alive), 1))
+        share = math.ceil(count / max(len(alive), 1))
         surplus = sorted(self._epochs)[share:]
         if surplus:
             for number in surplus:

@@ -4,9 +4,10 @@ The last callables reach into tables that belong to the broker, which this packa
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias, cast
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from starlette.requests import Request
@@ -26,6 +27,15 @@ API_PREFIX: Final = "/v1"
 HealthOf: TypeAlias = Callable[[Sequence[int]], Awaitable[Mapping[int, Health]]]
 """Returns the health of subscriptions by their internal keys; one that has matched nothing may be missing."""
 
+RouteDomain: TypeAlias = Callable[[UUID, str, str], AbstractAsyncContextManager[None]]
+"""Given a registry's id and OIN and a domain that is made inside the block: its events have a way of their own before
+it is there. Raises Conflict and Unavailable."""
+
+
+def no_route(_organisation_id: UUID, _oin: str, _domain: str) -> AbstractAsyncContextManager[None]:
+    """Where events don't come by RabbitMQ, there is no way to make."""
+    return nullcontext()
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -42,6 +52,7 @@ class Context:
     cancel_subscription: CancelSubscription
     settled: Settled
     handshakes: HandshakeSettings = field(default_factory=HandshakeSettings)
+    route_domain: RouteDomain = no_route
 
     def changing(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """Opens a transaction of `change_log.changing` that is in force everywhere when the block has been left."""

@@ -70,6 +70,15 @@ class Once:
         if not self._kept:
             raise RuntimeError("the answer to a request with an Idempotency-Key was not kept")
 
+    async def repeat(self, connection: AsyncConnection) -> None:
+        """Answers what was done before, without doing anything; for what has to be done before the transaction.
+
+        Raises:
+            Repeated, KeyReused: as `within`.
+        """
+        if self._digests:
+            await self._claim(connection)
+
     async def _claim(self, connection: AsyncConnection) -> None:
         number = int.from_bytes(self._digests[0][:4], signed=True)
         # Guarantees that of two requests with one key the second goes on only after the first has committed or failed.

@@ -19,6 +19,7 @@ from subscriptions.database import AnyRow
 from subscriptions.tables import domains, organisations
 
 _OIN_SOURCE: Final = "urn:nld:oin:"
+_TAKEN: Final = "There is a domain with this name already."
 
 
 async def create_organisation(
@@ -114,12 +115,7 @@ async def create_domain(
     Raises:
         Conflict: the name is taken, or lies inside or around another's domain.
     """
-    around = select(domains.c.organisation_id).where(
-        or_(domains.c.name.in_(domains_of(name)), domains.c.name.startswith(name + ".", autoescape=True))
-    )
-    owners = set((await connection.execute(around)).scalars())
-    if not by_operator and owners - {organisation_id}:
-        raise Conflict("This domain lies inside or around a domain of another organisation.")
+    await check_domain(connection, organisation_id, name, by_operator=by_operator)
     try:
         async with connection.begin_nested():
             row: AnyRow = (
@@ -137,9 +133,27 @@ async def create_domain(
                 )
             ).one()
     except IntegrityError as error:
-        raise Conflict("There is a domain with this name already.") from error
+        raise Conflict(_TAKEN) from error
     await record_changes(connection, [(ChangeKind.DOMAIN, row.id)])
     return row
+
+
+async def check_domain(
+    connection: AsyncConnection, organisation_id: UUID, name: str, *, by_operator: bool = False
+) -> None:
+    """Tells whether an organisation may register a domain, as things are now.
+
+    Raises:
+        Conflict: the name is taken, or lies inside or around another's domain.
+    """
+    around = select(domains.c.name, domains.c.organisation_id).where(
+        or_(domains.c.name.in_(domains_of(name)), domains.c.name.startswith(name + ".", autoescape=True))
+    )
+    found = (await connection.execute(around)).all()
+    if any(row.name == name for row in found):
+        raise Conflict(_TAKEN)
+    if not by_operator and any(row.organisation_id != organisation_id for row in found):
+        raise Conflict("This domain lies inside or around a domain of another organisation.")
 
 
 async def owner_of(connection: AsyncConnection, name: str) -> UUID | None:

@@ -1,18 +1,22 @@
 """Keys and organisations, written straight into the database: how the first operator gets in."""
 
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated
 
+import asyncpg
 import typer
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from broker.cli.running import fail, run, settings_for
-from broker.storage import resealing
+from broker.ingest.routing import Router
+from broker.settings import Settings
+from broker.storage import installation, resealing
 from schemas.problems import Problem
 from subscriptions.callers import Scope, create_key
 from subscriptions.change_log import changing
 from subscriptions.database import create_engine
-from subscriptions.organisations import create_domain, create_organisation, find_organisation
+from subscriptions.organisations import check_domain, create_domain, create_organisation, find_organisation
 from subscriptions.secrets import KeyRing
 from subscriptions.signing_keys import LEAST_AHEAD, rotate
 
@@ -103,25 +107,73 @@ def create_an_organisation(
     amqp_user: Annotated[str | None, typer.Option(help="The RabbitMQ user that speaks for it.")] = None,
     domain: Annotated[list[str] | None, typer.Option(help="Domain of event types that it owns; repeatable.")] = None,
 ) -> None:
-    """Register an organisation, and the domains that it owns."""
+    """Register an organisation, and the domains that it owns; with BODE_AMQP_URL, their way through RabbitMQ first."""
+    if domain:
+        _in_a_database(lambda engine, settings: _with_domains(engine, settings, oin, name, amqp_user, domain))
+    else:
+        _in_a_change(lambda connection: _organisation(connection, oin, name, amqp_user))
 
-    async def work(connection: AsyncConnection) -> None:
+
+async def _organisation(connection: AsyncConnection, oin: str, name: str, amqp_user: str | None) -> None:
+    typer.echo(str((await create_organisation(connection, oin=oin, name=name, amqp_user=amqp_user)).id))
+
+
+async def _with_domains(
+    engine: AsyncEngine, settings: Settings, oin: str, name: str, amqp_user: str | None, domains: Sequence[str]
+) -> None:
+    """Two steps where there is RabbitMQ: routes come before their domains, and belong to an organisation that is there.
+
+    Raises:
+        Problem: nothing was changed, unless RabbitMQ went away in the midst of it.
+    """
+    router = await _router(engine, settings)
+    async with changing(engine) as connection:
         made = await create_organisation(connection, oin=oin, name=name, amqp_user=amqp_user)
-        for owned in domain or ():
+        for owned in domains:
+            await check_domain(connection, made.id, owned, by_operator=True)
+            if router is None:
+                await create_domain(connection, organisation_id=made.id, name=owned, by_operator=True)
+    typer.echo(str(made.id))
+    if router is None:
+        typer.echo("no BODE_AMQP_URL: bode ingest will make the routes of these domains by itself", err=True)
+        return
+    for owned in domains:
+        async with router.routed(made.id, oin, owned), changing(engine) as connection:
             await create_domain(connection, organisation_id=made.id, name=owned, by_operator=True)
-        typer.echo(str(made.id))
-
-    _in_a_change(work)
 
 
-def _in_a_change(work: Any) -> None:
+async def _router(engine: AsyncEngine, settings: Settings) -> Router | None:
+    """What makes routes; None without RabbitMQ.
+
+    Raises:
+        Unavailable: RabbitMQ can't be reached.
+    """
+    if settings.amqp.url is None:
+        return None
+    pool = await asyncpg.create_pool(settings.database.url.get_secret_value(), min_size=1, max_size=1)
+    async with pool:
+        router = Router(
+            engine, settings.amqp, await installation.fixed_number(pool, "ingest-queues", settings.amqp.queues)
+        )
+    await router.reach()
+    return router
+
+
+def _in_a_change(work: Callable[[AsyncConnection], Awaitable[None]]) -> None:
+    async def change(engine: AsyncEngine, _: Settings) -> None:
+        async with changing(engine) as connection:
+            await work(connection)
+
+    _in_a_database(change)
+
+
+def _in_a_database(work: Callable[[AsyncEngine, Settings], Awaitable[None]]) -> None:
     settings = settings_for("people")
 
     async def change() -> None:
         engine = create_engine(settings.database, application_name="bode people")
         try:
-            async with changing(engine) as connection:
-                await work(connection)
+            await work(engine, settings)
         except Problem as problem:
             reasons = "; ".join(f"{param.name} {param.reason}" for param in getattr(problem, "params", ()))
             fail(problem.detail or reasons or problem.title)

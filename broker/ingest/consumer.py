@@ -7,6 +7,7 @@ deduplication recognises what had been committed.
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from broker.ingest import amqp
 from broker.ingest.accept import Accepted, Acceptor, Message, Result
 from broker.ingest.amqp import AmqpSettings
+from broker.ingest.turns import Turns
+from broker.storage.routes import IngestQueue
 from broker.telemetry import BATCH_EVENTS, COMMIT_SECONDS, INGEST_QUEUES, RECEIVED, WORKER_ERRORS, log
 
 DATABASE_TROUBLE: Final = (
@@ -32,6 +35,9 @@ DATABASE_TROUBLE: Final = (
 )
 BROKER_TROUBLE: Final = (aio_pika.exceptions.AMQPError, aiormq.exceptions.AMQPError, OSError, TimeoutError)
 _LONGEST_PAUSE: Final = 5.0
+_SHARED_DELIVERIES: Final = 2000
+"""As many deliveries, expected by the fan-out of late, may be in a batch that others wait for."""
+_SMOOTHING: Final = 0.2
 
 
 class IngestSettings(BaseModel):
@@ -40,6 +46,10 @@ class IngestSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     batch_max: int = Field(default=500, ge=1, le=5000, description="Most messages in one commit.")
+    batch_shared: int = Field(
+        default=100, ge=1, le=5000, description="Most messages in one commit while other registries have some too."
+    )
+    concurrency: int = Field(default=4, ge=1, le=64, description="Commits under way at once in one process.")
     lease_seconds: float = Field(default=6, ge=1, le=60, description="How long a queue stays with a silent process.")
     follow_dir: Path | None = Field(
         default=None,
@@ -58,27 +68,30 @@ class QueueConsumer:
 
     def __init__(
         self,
-        number: int,
+        queue: IngestQueue,
         settings: AmqpSettings,
+        ingest: IngestSettings,
         acceptor: Acceptor,
+        turns: Turns,
         woken: "asyncio.Queue[Accepted]",
         *,
-        batch_max: int,
         event_max_bytes: int,
     ) -> None:
-        self._number = number
+        self._queue = queue
         self._settings = settings
+        self._ingest = ingest
         self._acceptor = acceptor
+        self._turns = turns
         self._woken = woken
-        self._batch_max = batch_max
         self._event_max_bytes = event_max_bytes
+        self._fan_out = 1.0
 
     async def run(self) -> None:
         """Consume, reconnecting with growing pauses."""
         pause = 0.1
         while True:
             try:
-                connection = await amqp.connect(self._settings, f"bode ingest {self._number}")
+                connection = await amqp.connect(self._settings, f"bode {self._queue.name}")
                 try:
                     pause = 0.1
                     INGEST_QUEUES.inc()
@@ -89,7 +102,7 @@ class QueueConsumer:
                     await asyncio.shield(_close(connection))
             except BROKER_TROUBLE as error:
                 WORKER_ERRORS.labels("queue-consumer").inc()
-                log().warning("ingest-connection-lost", queue=self._number, error=type(error).__name__)
+                log().warning("ingest-connection-lost", queue=self._queue.name, error=type(error).__name__)
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
@@ -104,7 +117,7 @@ class QueueConsumer:
             arrivals.append(self._read(delivered))
             arrived.set()
 
-        await underlay.basic_consume(amqp.queue_name(self._number), receive, timeout=self._settings.connect_seconds)
+        await underlay.basic_consume(self._queue.name, receive, timeout=self._settings.connect_seconds)
         closed = asyncio.ensure_future(connection.closed())
         channel_closed = asyncio.ensure_future(channel.closed())
         try:
@@ -118,10 +131,9 @@ class QueueConsumer:
                 if closed.done() or channel_closed.done():
                     raise ConnectionError("RabbitMQ closed the connection")
                 arrived.clear()
-                batch = [arrivals.popleft() for _ in range(min(len(arrivals), self._batch_max))]
-                if batch:
-                    results = await self._accept(batch, closed)
-                    await underlay.basic_ack(batch[-1].tag, multiple=True)
+                if arrivals:
+                    last, results = await self._accept(arrivals, closed)
+                    await underlay.basic_ack(last.tag, multiple=True)
                     for result in results:
                         if isinstance(result, Accepted) and result.subscriptions:
                             self._woken.put_nowait(result)
@@ -129,23 +141,42 @@ class QueueConsumer:
             closed.cancel()
             channel_closed.cancel()
 
-    async def _accept(self, batch: list[_Arrival], closed: "asyncio.Future[Any]") -> list[Result]:
+    async def _accept(self, arrivals: deque[_Arrival], closed: "asyncio.Future[Any]") -> tuple[_Arrival, list[Result]]:
         """Commit a batch, as often as it takes; gives up only with the connection, which redelivers it."""
-        RECEIVED.labels("amqp").inc(len(batch))
-        BATCH_EVENTS.observe(len(batch))
-        messages = [arrival.message for arrival in batch]
+        batch: list[_Arrival] = []
         pause = 0.05
         while True:
-            try:
-                with COMMIT_SECONDS.time():
-                    return await self._acceptor.accept(messages)
-            except DATABASE_TROUBLE as error:
-                WORKER_ERRORS.labels("acceptance").inc()
-                log().warning("acceptance-failed", queue=self._number, events=len(batch), error=type(error).__name__)
+            async with self._turns.turn(self._queue.organisation_id):
+                if not batch:
+                    batch = [arrivals.popleft() for _ in range(min(len(arrivals), self._batch_limit()))]
+                    RECEIVED.labels("amqp").inc(len(batch))
+                    BATCH_EVENTS.observe(len(batch))
+                try:
+                    with COMMIT_SECONDS.time():
+                        results = await self._acceptor.accept([arrival.message for arrival in batch])
+                except DATABASE_TROUBLE as error:
+                    WORKER_ERRORS.labels("acceptance").inc()
+                    log().warning(
+                        "acceptance-failed", queue=self._queue.name, events=len(batch), error=type(error).__name__
+                    )
+                else:
+                    self._note_fan_out(results)
+                    return batch[-1], results
             await asyncio.wait({closed}, timeout=pause)
             if closed.done():
                 raise ConnectionError("RabbitMQ closed the connection while the database was away")
             pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _batch_limit(self) -> int:
+        """Few while other registries have events too: they wait for this batch."""
+        if not self._turns.crowded(self._queue.organisation_id):
+            return self._ingest.batch_max
+        by_deliveries = int(_SHARED_DELIVERIES / max(self._fan_out, 1.0))
+        return max(min(self._ingest.batch_shared, self._ingest.batch_max, by_deliveries), 1)
+
+    def _note_fan_out(self, results: Sequence[Result]) -> None:
+        deliveries = sum(len(result.subscriptions) for result in results if isinstance(result, Accepted))
+        self._fan_out += (deliveries / len(results) - self._fan_out) * _SMOOTHING
 
     def _read(self, delivered: aiormq.abc.DeliveredMessage) -> _Arrival:
         properties = delivered.header.properties

@@ -14,6 +14,7 @@ from broker.delivery.fence import Fence, FenceError
 from broker.ingest.accept import Acceptor
 from broker.ingest.following import Following
 from broker.ingest.publishing import AmqpPublisher, DirectPublisher, Publisher
+from broker.ingest.routing import Router
 from broker.ingest.view import View
 from broker.ingest.wake import Waker
 from broker.matching.index import cost
@@ -21,7 +22,7 @@ from broker.processes.resources import Resources, open_resources
 from broker.processes.serving import Site, status_routes, tell_ready
 from broker.processes.workers import Readiness, run_workers, stop_on_signals
 from broker.settings import Settings
-from broker.storage import acceptance, leases, people
+from broker.storage import acceptance, installation, leases, people
 from broker.storage.acceptance import DELIVERIES_CHANNEL
 from broker.storage.leases import SHARD_LEASE
 from broker.storage.listening import Listener
@@ -29,7 +30,7 @@ from broker.storage.tables import accepted_at
 from broker.telemetry import log
 from schemas.resources import Health
 from subscriptions.callers import Callers
-from subscriptions.context import Context
+from subscriptions.context import Context, RouteDomain, no_route
 
 _BATCH_MAX_EVENTS = 1000
 _BATCH_MAX_BYTES = 4 << 20
@@ -61,7 +62,7 @@ async def run(settings: Settings) -> None:
         listener = Listener(resources.dsn, {DELIVERIES_CHANNEL: arrivals.told}, arrivals.anything, resources.name)
         readiness = Readiness({"database": resources.database_answers, "publisher": publisher.ready})
         app = create_app(
-            _context(resources),
+            _context(resources, await _route_domain(resources)),
             BrokerContext(
                 resources.engine,
                 publisher,
@@ -92,7 +93,15 @@ async def run(settings: Settings) -> None:
         )
 
 
-def _context(resources: Resources) -> Context:
+async def _route_domain(resources: Resources) -> RouteDomain:
+    settings = resources.settings.amqp
+    if settings.url is None:
+        return no_route
+    queues = await installation.fixed_number(resources.pool, "ingest-queues", settings.queues)
+    return Router(resources.engine, settings, queues).routed
+
+
+def _context(resources: Resources, route_domain: RouteDomain) -> Context:
     fence = Fence(allow=resources.settings.fence.allow, ports=resources.settings.fence.ports)
 
     def check_sink(url: str) -> str | None:
@@ -140,4 +149,5 @@ def _context(resources: Resources) -> Context:
         cancel_subscription=people.cancel_subscription,
         settled=settled,
         handshakes=resources.settings.handshake,
+        route_domain=route_domain,
     )

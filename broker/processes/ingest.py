@@ -7,8 +7,10 @@ from uuid import uuid4
 
 from broker.ingest import amqp
 from broker.ingest.accept import Acceptor
-from broker.ingest.consumer import BROKER_TROUBLE, QueueConsumer
+from broker.ingest.consumer import BROKER_TROUBLE, DATABASE_TROUBLE, QueueConsumer
 from broker.ingest.following import Following
+from broker.ingest.routing import Router
+from broker.ingest.turns import Turns
 from broker.ingest.view import View
 from broker.ingest.wake import Waker
 from broker.leasing import Leasing
@@ -16,8 +18,9 @@ from broker.processes.resources import Resources, open_resources
 from broker.processes.serving import Site, status_app, tell_ready
 from broker.processes.workers import Readiness, run_workers, stop_on_signals
 from broker.settings import Settings
-from broker.storage import acceptance, installation, leases
+from broker.storage import acceptance, installation, leases, routes
 from broker.storage.leases import QUEUE_LEASE
+from broker.storage.routes import IngestQueue
 from broker.telemetry import QUEUE_MESSAGES, UNROUTED, WORKER_ERRORS, log
 
 _COUNT_EVERY = 5.0
@@ -30,21 +33,42 @@ class Consumers:
         self._resources = resources
         self._acceptor = acceptor
         self._waker = waker
+        self._turns = Turns(resources.settings.ingest.concurrency)
+        self._names: dict[int, str] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
     async def gained(self, numbers: Iterable[int]) -> None:
         """Start consuming queues."""
-        settings = self._resources.settings
         for number in numbers:
-            consumer = QueueConsumer(
-                number,
+            self._tasks[number] = asyncio.create_task(self._consume(number), name=f"queue {number}")
+
+    async def _consume(self, number: int) -> None:
+        queue = await self._look_up(number)
+        settings = self._resources.settings
+        self._names[number] = queue.name
+        try:
+            await QueueConsumer(
+                queue,
                 settings.amqp,
+                settings.ingest,
                 self._acceptor,
+                self._turns,
                 self._waker.queue,
-                batch_max=settings.ingest.batch_max,
                 event_max_bytes=settings.event.max_bytes,
-            )
-            self._tasks[number] = asyncio.create_task(consumer.run(), name=f"queue {number}")
+            ).run()
+        finally:
+            del self._names[number]
+
+    async def _look_up(self, number: int) -> IngestQueue:
+        while True:
+            try:
+                async with self._resources.engine.connect() as connection:
+                    [queue] = await routes.read_queues(connection, [number])
+                    return queue
+            except DATABASE_TROUBLE as error:
+                WORKER_ERRORS.labels("queue-consumer").inc()
+                log().warning("queue-not-found", number=number, error=type(error).__name__)
+            await asyncio.sleep(1)
 
     async def released(self, numbers: Iterable[int]) -> None:
         """Stop consuming queues; their unacknowledged messages return to them, in order."""
@@ -62,6 +86,11 @@ class Consumers:
             await asyncio.sleep(0.5)
 
     @property
+    def queues(self) -> list[str]:
+        """The names of the queues that are consumed."""
+        return sorted(self._names.values())
+
+    @property
     def alive(self) -> bool:
         """Whether every held queue is consumed."""
         return all(not task.done() for task in self._tasks.values())
@@ -73,23 +102,22 @@ async def run(settings: Settings) -> None:
     owner = uuid4()
     session = acceptance.connection_settings(timedelta(seconds=10), timedelta(seconds=5))
     async with open_resources(
-        settings, name=leases.application_name(owner), session=session, pool_size=settings.amqp.queues + 3
+        settings, name=leases.application_name(owner), session=session, pool_size=settings.ingest.concurrency + 4
     ) as resources:
         queues = await installation.fixed_number(resources.pool, "ingest-queues", settings.amqp.queues)
-        await _declare(settings, queues)
+        router = Router(resources.engine, settings.amqp, queues)
+        await _declare(router)
         following = Following(resources.engine, resources.fingerprints, settings.ingest.follow_dir)
         view = View(resources.engine, following)
         await view.load()
         acceptor = Acceptor(resources.pool, view, resources.keys, resources.fingerprints)
         waker = Waker(resources.pool)
         consumers = Consumers(resources, acceptor, waker)
-        async with resources.pool.acquire() as connection:
-            await leases.create(connection, QUEUE_LEASE, queues)
         leasing = Leasing(
             resources.pool,
             QUEUE_LEASE,
             owner,
-            count=queues,
+            count=None,
             span=timedelta(seconds=settings.ingest.lease_seconds),
             gained=consumers.gained,
             released=consumers.released,
@@ -120,7 +148,8 @@ async def run(settings: Settings) -> None:
                 "follow-lists": following.run,
                 "data-findings": acceptor.findings.run,
                 "site": site.run,
-                "queues": lambda: _count_queues(settings, leasing),
+                "queues": lambda: _count_queues(settings, consumers),
+                "routes": router.run,
                 "announce": announce,
             },
             stop=stop,
@@ -128,15 +157,19 @@ async def run(settings: Settings) -> None:
         )
 
 
-async def _count_queues(settings: Settings, leasing: Leasing) -> None:
+async def _count_queues(settings: Settings, consumers: Consumers) -> None:
     """Tell every few seconds how many messages wait in the queues of this process, and in that of the unrouted."""
+    told: set[str] = set()
     while True:
         try:
             connection = await amqp.connect(settings.amqp, "bode queue figures")
             async with connection, connection.channel() as channel:
                 while True:
-                    for number in list(leasing.epochs):
-                        name = amqp.queue_name(number)
+                    names = consumers.queues
+                    for name in told.difference(names):
+                        QUEUE_MESSAGES.remove(name)  # another process tells of it
+                    told = set(names)
+                    for name in names:
                         QUEUE_MESSAGES.labels(name).set(await amqp.count_messages(channel, name))
                     UNROUTED.set(await amqp.count_messages(channel, amqp.UNROUTED))
                     await asyncio.sleep(_COUNT_EVERY)
@@ -146,14 +179,12 @@ async def _count_queues(settings: Settings, leasing: Leasing) -> None:
         await asyncio.sleep(_COUNT_EVERY)
 
 
-async def _declare(settings: Settings, queues: int) -> None:
+async def _declare(router: Router) -> None:
     """Declare the topology; waits for RabbitMQ, because it may start later than we do."""
     pause = 0.1
     while True:
         try:
-            connection = await amqp.connect(settings.amqp, "bode topology")
-            async with connection:
-                await amqp.declare(connection, queues)
+            await router.declare()
             return
         except BROKER_TROUBLE as error:
             log().warning("rabbitmq-not-ready", error=type(error).__name__)

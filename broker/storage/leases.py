@@ -91,6 +91,12 @@ async def create(connection: asyncpg.Connection, kind: str, count: int) -> None:
     await connection.execute(_CREATE, kind, count)
 
 
+async def count(connection: asyncpg.Connection, kind: str) -> int:
+    """How many leases of a kind there are."""
+    found: int = await connection.fetchval("SELECT count(*) FROM leases WHERE kind = $1", kind)
+    return found
+
+
 async def announce(connection: asyncpg.Connection, kind: str, owner: UUID, applied_version: int) -> None:
     """Say that `owner` is alive and has applied the change log up to a version."""
     await connection.execute(_ANNOUNCE, owner, kind, applied_version)

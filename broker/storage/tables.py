@@ -20,6 +20,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Enum,
+    ForeignKey,
     Identity,
     Index,
     Integer,
@@ -185,7 +186,7 @@ leases = Table(
     "leases",
     metadata,
     Column("kind", Text, nullable=False, comment="shard or queue"),
-    Column("number", SmallInteger, nullable=False),
+    Column("number", Integer, nullable=False),
     Column("owner", Uuid, nullable=True),
     Column("epoch", BigInteger, nullable=False, server_default=text("0"), comment="grows with every change of owner"),
     Column("expires_at", DateTime(timezone=True), nullable=True),
@@ -200,6 +201,26 @@ lease_holders = Table(
     Column("kind", Text, nullable=False),
     Column("seen_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("applied_version", BigInteger, nullable=False, server_default=text("0"), comment="of the change log"),
+)
+
+ingest_queues = Table(
+    "ingest_queues",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False, comment="that of its lease"),
+    Column("name", Text, nullable=False, unique=True, comment="in RabbitMQ"),
+    Column("organisation_id", Uuid, ForeignKey("organisations.id"), nullable=True, comment="whose; null: shared"),
+    Index("ix_ingest_queues_organisation_id", "organisation_id"),
+    comment="The queues that events come in by. How many a registry has is decided once: order rests on it.",
+)
+
+domain_routes = Table(
+    "domain_routes",
+    metadata,
+    Column("name", Text, primary_key=True, comment="of a domain, which may not be there yet"),
+    Column("organisation_id", Uuid, ForeignKey("organisations.id"), nullable=False),
+    Column("made_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Index("ix_domain_routes_organisation_id", "organisation_id"),
+    comment="Domains whose events go to their registry's own queues: one registry for each name, ever.",
 )
 
 PARTITIONED = (events, deliveries, attempts)

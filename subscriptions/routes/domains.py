@@ -60,14 +60,21 @@ async def create_domain(
     once: Repeatable,
 ) -> Domain:
     """Registers a domain for your organisation; never inside or around a domain of another one."""
-    async with context.changing() as connection, once.within(connection):
-        if caller.is_operator and body.organisation is None:
-            raise InvalidInput.field("/organisation", "missing", "is required of an operator")
-        if not caller.is_operator and body.organisation not in (None, caller.own.oin):
-            raise Forbidden("Only the operator registers a domain for another organisation.")
+    if caller.is_operator and body.organisation is None:
+        raise InvalidInput.field("/organisation", "missing", "is required of an operator")
+    if not caller.is_operator and body.organisation not in (None, caller.own.oin):
+        raise Forbidden("Only the operator registers a domain for another organisation.")
+    async with context.engine.begin() as connection:
+        await once.repeat(connection)
         owner = await service.find_organisation(connection, oin=body.organisation or caller.own.oin)
         if owner is None:
             raise InvalidInput.field("/organisation", "organisation", "must be the OIN of a registered organisation")
+        await service.check_domain(connection, owner.id, body.name, by_operator=caller.is_operator)
+    async with (
+        context.route_domain(owner.id, owner.oin, body.name),
+        context.changing() as connection,
+        once.within(connection),
+    ):
         created = await service.create_domain(
             connection,
             organisation_id=owner.id,

@@ -1,6 +1,7 @@
 """One sink at a time, from RabbitMQ to the socket."""
 
 import asyncio
+import json
 import time
 
 from standardwebhooks.webhooks import Webhook
@@ -97,7 +98,7 @@ async def test_lane_keeps_its_order_and_holds_no_other_while_it_retries(
     received = await receiver.wait_for("lanes", len(slow) + len(others))
     of_lane = [item for item in received if item.event["subject"] == "slow"]
     assert of_lane[0].attempt == 1
-    assert list(dict.fromkeys(item.event["id"] for item in of_lane)) == [each["id"] for each in slow]
+    assert list(dict.fromkeys(item.event["id"] for item in of_lane)) == [json.loads(each)["id"] for each in slow]
     assert list(dict.fromkeys(item.sequence for item in of_lane)) == sorted({item.sequence for item in of_lane})
 
 

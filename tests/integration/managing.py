@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 from uuid import UUID, uuid4
@@ -19,7 +19,7 @@ from schemas.resources import Health
 from subscriptions import grants, organisations
 from subscriptions.callers import ApiSettings, Callers, Scope, create_key
 from subscriptions.change_log import changing
-from subscriptions.context import Context
+from subscriptions.context import Context, RouteDomain
 from subscriptions.database import DatabaseSettings, create_engine, metadata
 from subscriptions.routes import install
 from subscriptions.secrets import KeyRing, generate_encryption_key
@@ -82,6 +82,11 @@ class World:
             settled=_nobody_sends,
         )
         install(self.app, context)
+
+    def with_routes(self, route_domain: RouteDomain) -> Context:
+        """The context of the application, making routes in this way."""
+        context: Context = self.app.state.context
+        return replace(context, route_domain=route_domain)
 
     async def _health_of(self, keys: Sequence[int]) -> Mapping[int, Health]:
         return {key: self.health[key] for key in keys if key in self.health}
