@@ -10,6 +10,8 @@ from schemas.filters.algebra import Pointer
 
 if TYPE_CHECKING:
     from broker.matching.guards import Guard
+    from schemas.cesql import Expression
+    from schemas.cesql.tree import Value
 
 Attributes = Mapping[str, str | int | bool]
 ListsOf = Callable[[str], Sequence[str]]
@@ -19,7 +21,7 @@ Reader = tuple[tuple[Pointer, ...], Callable[[bytes], tuple[values.JsonValue, ..
 class Context:
     """Attributes and body of one event, with what has been found out about it so far."""
 
-    __slots__ = ("_data", "_fields", "_lists", "_reader", "attributes", "body", "known", "lists_of")
+    __slots__ = ("_data", "_fields", "_lists", "_reader", "_values", "attributes", "body", "known", "lists_of")
 
     def __init__(self, attributes: Attributes, body: bytes, lists_of: ListsOf, reader: Reader | None = None) -> None:
         """Read nothing yet; `reader` gives the fields that guards are known to ask for."""
@@ -30,12 +32,21 @@ class Context:
         self.known: dict[Guard, bool] = {}
         self._fields: dict[Pointer, values.JsonValue] = {}
         self._lists: dict[str, frozenset[str]] = {}
+        self._values: dict[Expression, Value | None] = {}
         self._data: values.JsonValue = self  # stands for "not parsed"
 
     def text(self, name: str) -> str | None:
         """The canonical string of an attribute."""
         value = self.attributes.get(name)
         return value if value is None or value.__class__ is str else canonical(value)
+
+    def value(self, expression: Expression) -> Value | None:
+        """What an expression gives, worked out once however many guards ask; nothing where it errs."""
+        try:
+            return self._values[expression]
+        except KeyError:
+            found = self._values[expression] = expression.value(self.attributes)
+            return found
 
     def field(self, pointer: Pointer) -> values.JsonValue:
         """What a pointer finds in `data`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import assert_never, cast
+from typing import Final, assert_never, cast
 
 from broker.matching.accessors import Accessor, accessor, data_key
 from broker.matching.atoms import (
@@ -42,6 +42,8 @@ from schemas.filters.algebra import (
 from schemas.filters.evaluation import COMPARE, attribute_holds, data_holds, no_lists
 
 Test = Callable[[Context], bool]
+_SMALL: Final = 8
+"""Operators and operands of an expression that is sooner evaluated again than remembered."""
 
 
 class Guard:
@@ -148,6 +150,8 @@ def term_test(term: Term) -> Test:
             inner = term_test(operand)
             return lambda context: not inner(context)
         case Sql(expression) | Whole(expression):
+            if expression.size > _SMALL or expression.scans:
+                return lambda context: context.value(expression) is True
             holds = expression.holds
             return lambda context: holds(context.attributes)
         case Exact(name, value):
@@ -186,7 +190,7 @@ def read(reading: Accessor, context: Context) -> object:
             return field[:size] if isinstance(field, str) else None
         return values.MEASURES[cast(Measure, reading.kind)](field)
     if reading.expression is not None:
-        value = reading.expression.value(context.attributes)
+        value = context.value(reading.expression)
         if reading.kind == "computed" or value is None:
             return value
         return str(value)[:size] if reading.kind == "computed-prefix" else str(value)[-size:]
@@ -233,7 +237,7 @@ def _computed_number(term: ComputedNumber) -> Test:
     expression, compare, operand = term.expression, COMPARE[term.bound], term.operand
 
     def test(context: Context) -> bool:
-        value = expression.value(context.attributes)
+        value = context.value(expression)
         return isinstance(value, int) and compare(value, operand)
 
     return test

@@ -38,7 +38,7 @@ from subscriptions.sink_urls import SinkRules
 REGISTRY: Final = "bag"
 FULL: Final = "nl.bag.bench-vol"
 STEADY: Final = "nl.bag.bench-rustig"
-_READY_SECONDS: Final = 60.0
+_READY_SECONDS: Final = 120.0
 _ENVELOPE_BYTES: Final = 380
 """About what an event of the benchmark has beside its filling."""
 

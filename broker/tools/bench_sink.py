@@ -25,7 +25,7 @@ from broker.tools.local.server import Program, free_port
 
 NETWORK: Final = ip_network("127.0.0.0/8")
 _FIRST: Final = IPv4Address("127.0.1.1")
-_START_SECONDS: Final = 20.0
+_START_SECONDS: Final = 60.0
 _NGINX_PLACES: Final = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"
 _CONFIGURATION: Final = """\
 worker_processes 1;

@@ -6,12 +6,12 @@ false where anything errs (CloudEvents Subscriptions 3.2.4.1.2); `Expression.eva
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from schemas.cesql import grammar
+from schemas.cesql import grammar, like
 from schemas.cesql.closures import Closure, compile_node, type_of
-from schemas.cesql.tree import Attribute, Call, Exists, Node, Value, children
+from schemas.cesql.tree import Attribute, Call, Exists, Like, Node, Value, children
 from schemas.cesql.values import ZERO, CesqlError, CesqlSyntaxError, Failure
 
 __all__ = ["CesqlError", "CesqlSyntaxError", "Expression", "Outcome", "compile_expression", "from_node"]
@@ -42,13 +42,17 @@ class Expression:
     @property
     def names(self) -> frozenset[str]:
         """The attributes that the expression refers to."""
-        found, waiting = set(), [self.node]
-        while waiting:
-            node = waiting.pop()
-            if isinstance(node, Attribute | Exists):
-                found.add(node.name)
-            waiting.extend(children(node))
-        return frozenset(found)
+        return frozenset(node.name for node in self._nodes() if isinstance(node, Attribute | Exists))
+
+    @property
+    def size(self) -> int:
+        """How many operators and operands it has."""
+        return sum(1 for _ in self._nodes())
+
+    @property
+    def scans(self) -> int:
+        """How many of its patterns go through the value character by character."""
+        return sum(isinstance(node, Like) and like.parse(node.pattern).scans for node in self._nodes())
 
     def holds(self, attributes: Mapping[str, Value]) -> bool:
         """Whether the result is the Boolean true and nothing erred."""
@@ -72,6 +76,13 @@ class Expression:
             # Only functions give another value than zero beside an error: it shows where the function is the root.
             value = failure.value if failure.value is not None and self._root_failed(attributes) else None
             return Outcome(ZERO[type_of(self.node)] if value is None else value, failure.kind)
+
+    def _nodes(self) -> Iterator[Node]:
+        waiting = [self.node]
+        while waiting:
+            node = waiting.pop()
+            yield node
+            waiting.extend(children(node))
 
     def _root_failed(self, attributes: Mapping[str, Value]) -> bool:
         if not isinstance(self.node, Call):

@@ -37,7 +37,7 @@ def find(name: str, arity: int) -> Function | None:
 
 def _bounded(text: str) -> str:
     if len(text) > MAX_STRING:
-        raise Failure("functionEvaluation", f"the result is longer than {MAX_STRING} characters", "")
+        raise Failure("functionEvaluation", f"the text is longer than {MAX_STRING} characters", "")
     return text
 
 
@@ -84,8 +84,8 @@ FUNCTIONS: Final[dict[str, tuple[Function, ...]]] = {
     "LENGTH": (Function(("string",), "integer", len),),
     "CONCAT": (Function((), "string", lambda *parts: _join("", *parts), further="string"),),
     "CONCAT_WS": (Function(("string",), "string", _join, further="string"),),
-    "LOWER": (Function(("string",), "string", lambda text: _bounded(text.lower())),),
-    "UPPER": (Function(("string",), "string", lambda text: _bounded(text.upper())),),
+    "LOWER": (Function(("string",), "string", lambda text: _bounded(_bounded(text).lower())),),
+    "UPPER": (Function(("string",), "string", lambda text: _bounded(_bounded(text).upper())),),
     "TRIM": (Function(("string",), "string", lambda text: text.strip(_SPACES)),),
     "LEFT": (Function(("string", "integer"), "string", _left),),
     "RIGHT": (Function(("string", "integer"), "string", _right),),

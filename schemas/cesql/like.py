@@ -26,6 +26,11 @@ class Pattern:
         texts = tuple("".join(part for part in piece if part is not None) for piece in self.pieces)
         return texts if all(None not in piece for piece in self.pieces) else None
 
+    @property
+    def scans(self) -> bool:
+        """Whether the value is gone through character by character: for a `_` in a piece that may stand anywhere."""
+        return any(None in piece for piece in self.pieces[1:-1])
+
 
 def parse(text: str) -> Pattern:
     r"""Take a pattern apart; `\%` and `\_` stand for themselves, any other backslash for itself."""

@@ -13,8 +13,8 @@ from schemas.cesql.tree import Type, Value
 
 MIN_INTEGER: Final = -(2**31)
 MAX_INTEGER: Final = 2**31 - 1
-MAX_STRING: Final = 65_536
-"""Characters that a function may produce; past it, it fails with `functionEvaluation`."""
+MAX_STRING: Final = 4_096
+"""Characters that a function may produce, or change to another case; past it, it fails with `functionEvaluation`."""
 ZERO: Final[dict[Type | None, Value]] = {"boolean": False, "integer": 0, "string": "", None: False}
 
 

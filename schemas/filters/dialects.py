@@ -39,6 +39,8 @@ class Reader:
         """Start with nothing counted."""
         self._nodes = 0
         self._characters = 0
+        self._expression_nodes = 0
+        self._scans = 0
         self._follow_depth = 0
 
     def filters(self, value: object, pointer: str) -> list[Condition]:
@@ -127,9 +129,18 @@ class Reader:
     def _sql(self, value: object, pointer: str) -> Condition:
         text = self.text(value, pointer, empty=False)
         try:
-            return Sql(compile_expression(text))
+            expression = compile_expression(text)
         except CesqlSyntaxError as error:
             raise FilterError(pointer, f"{error.detail} (line {error.line}, column {error.column})") from None
+        self._expression_nodes += expression.size
+        self._scans += expression.scans
+        if self._expression_nodes > limits.MAX_EXPRESSION_NODES:
+            most = f"{limits.MAX_EXPRESSION_NODES} operators and operands"
+            raise FilterError(pointer, f"the expressions together have more than {most}")
+        if self._scans > limits.MAX_SCANS:
+            most = f"{limits.MAX_SCANS} LIKE patterns with a _ between two %"
+            raise FilterError(pointer, f"the expressions together have more than {most}")
+        return Sql(expression)
 
     def _data(self, value: object, pointer: str) -> Condition:
         if not isinstance(value, dict) or not value:

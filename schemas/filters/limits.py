@@ -13,6 +13,10 @@ MAX_NODES: Final = 4_096
 """Filter expressions and operands in one subscription."""
 MAX_OPERANDS: Final = 1_024
 """Members of one `all` or `any`, values of one `in`, and `types`."""
+MAX_EXPRESSION_NODES: Final = 2_048
+"""Operators and operands of all CloudEvents SQL expressions in one subscription."""
+MAX_SCANS: Final = 16
+"""`LIKE` patterns in one subscription with a `_` between two `%`: they go through the value character by character."""
 MAX_NAME: Final = 128
 """Characters of one attribute name."""
 MAX_VALUE: Final = 4_096

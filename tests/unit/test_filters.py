@@ -148,6 +148,8 @@ def test_depth_is_bounded() -> None:
     [
         ([{"any": [{"exact": {f"a{i}": "1" for i in range(1000)}}] * 5}], "parts"),
         ([{"any": [{"exact": {"id": "x" * 4000}}] * 20}], "characters"),
+        ([{"sql": " OR ".join([f"x = '{i}'"] * 150)} for i in range(7)], "operators and operands"),
+        ([{"sql": f"x LIKE '%{i}_%'"} for i in range(17)], "LIKE patterns with a _ between two %"),
     ],
 )
 def test_size_is_bounded(filters: list[Any], said: str) -> None:

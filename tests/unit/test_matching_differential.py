@@ -6,7 +6,7 @@ from typing import Any
 import matching_cases as cases
 import pytest
 
-from broker.matching import pairs, partition, trie
+from broker.matching import guards, pairs, partition, trie
 from broker.matching.index import Index
 from schemas.cloudevents import Event
 from schemas.filters import Condition, evaluate, parse
@@ -82,6 +82,7 @@ def test_they_agree_when_most_combinations_stand_behind_others(seed: int, monkey
     monkeypatch.setattr(partition, "FREQUENT", 6)
     monkeypatch.setattr(partition, "RARE", 12)
     monkeypatch.setattr(trie, "ROOM", 2)
+    monkeypatch.setattr(guards, "_SMALL", 0)
     change(100 + seed, subscriptions=60, steps=50)
 
 
