@@ -178,7 +178,7 @@ def _asked(subscription_id: UUID, sink: str, claimed_until: datetime | None = No
 
 
 async def disable(connection: AsyncConnection, subscription_id: UUID, reason: str) -> bool:
-    """Stops sending, and asking for consent, because of what the sink did (410); what matches is numbered and kept.
+    """Stops sending, and asking for consent, because of what the sink did; what matches is numbered and kept.
 
     Returns whether it applied: not when it was disabled already, or never active.
     """
@@ -220,6 +220,7 @@ async def resume(connection: AsyncConnection, subscription_id: UUID) -> None:
             (consented & (subscriptions.c.status != Status.DISABLED), subscriptions.c.validate_at), else_=func.now()
         ),
         "refused_since": None,
+        "failing_since": None,
     }
     can_resume = or_(
         subscriptions.c.status.in_((Status.ACTIVE, Status.PAUSED, Status.DISABLED)),
@@ -261,6 +262,7 @@ def after_sink_change(row: AnyRow) -> dict[str, Any]:
         "refused_since": None,
         "consented_by_callback": False,
         "allowed_rate": None,
+        "failing_since": None,
     }
     match Status(row.status):
         case Status.REQUESTED | Status.ENDED:

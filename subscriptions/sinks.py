@@ -35,6 +35,8 @@ class SinkConfig:
     headers: Mapping[str, str]
     secrets_change_at: datetime | None
     """When to read it anew, because other secrets or keys may sign from then on; None: when it is changed."""
+    failing_since: datetime | None = None
+    """Since when the sink has accepted nothing, as far as that was noted."""
 
 
 async def load_sinks(engine: AsyncEngine, keys: KeyRing, wanted: Sequence[int]) -> list[SinkConfig]:
@@ -85,4 +87,5 @@ def _sink(row: Row[Any], keys: KeyRing, ring: SigningSet | None, now: datetime) 
         row.allowed_rate,
         row.protocol_settings.get("headers") or {},
         min(changes, default=None),
+        row.failing_since,
     )

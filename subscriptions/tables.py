@@ -228,6 +228,7 @@ subscriptions = Table(
     Column("previous_secret", LargeBinary, comment="The one before, encrypted; signs too until it expires"),
     _moment("previous_secret_expires_at"),
     Column("allowed_rate", Integer, comment="Notifications a minute that the sink allows; empty: any"),
+    _moment("failing_since", comment="Since when the sink has accepted nothing that was sent; empty: it has"),
     _moment("validate_at", comment="When the handshake with the sink is due; empty: none is"),
     _moment("validated_at", comment="When this sink consented; empty: it has not"),
     _moment("refused_since", comment="Since when its handshakes fail; empty: the last one did not"),

@@ -3,12 +3,15 @@
 import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Final
 
 import asyncpg
 
 from broker.storage import records
 from broker.storage.sealing import open_body
 from subscriptions.secrets import KeyRing, SealError
+
+_READ_AT_ONCE: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,24 @@ class Body:
 
     type: str
     content: bytes
+
+
+class BodyWanted:
+    """Who waits for a body; exactly one of these is called."""
+
+    __slots__ = ()
+
+    def opened(self, body: Body | None) -> None:
+        """Here it is; None: its payload no longer exists."""
+        raise NotImplementedError
+
+    def unreadable(self) -> None:
+        """No key of the ring opens it."""
+        raise NotImplementedError
+
+    def not_read(self, error: Exception) -> None:
+        """The database couldn't be read."""
+        raise NotImplementedError
 
 
 class Bodies:
@@ -28,64 +49,60 @@ class Bodies:
         self._max_bytes = max_bytes
         self._kept: OrderedDict[int, Body] = OrderedDict()
         self._bytes = 0
-        self._wanted: dict[int, list[asyncio.Future[Body | None]]] = {}
+        self._wanted: dict[int, list[BodyWanted]] = {}
         self._asked = asyncio.Event()
 
-    async def get(self, key: int) -> Body | None:
-        """The body of an event; None when its payload no longer exists.
-
-        Raises:
-            asyncpg.PostgresError, asyncpg.InterfaceError, OSError: when the database can't be read.
-            SealError: when no key of the ring opens it.
-        """
+    def kept(self, key: int) -> Body | None:
+        """The body of an event, if it is in memory."""
         body = self._kept.get(key)
         if body is not None:
             self._kept.move_to_end(key)
-            return body
-        future: asyncio.Future[Body | None] = asyncio.get_running_loop().create_future()
-        self._wanted.setdefault(key, []).append(future)
+        return body
+
+    def ask(self, key: int, wanted: "BodyWanted") -> None:
+        """Read the body of an event; `wanted` is told."""
+        self._wanted.setdefault(key, []).append(wanted)
         self._asked.set()
-        return await future
 
     async def run(self) -> None:
-        """Answer what `get` waits for, all that is wanted in one query."""
+        """Answer what was asked, all of it in one query."""
         while True:
             await self._asked.wait()
             self._asked.clear()
-            wanted, self._wanted = self._wanted, {}
+            asked, self._wanted = self._wanted, {}
+            keys = list(asked)
+            for start in range(0, len(keys), _READ_AT_ONCE):
+                await self._read({key: asked[key] for key in keys[start : start + _READ_AT_ONCE]})
+
+    async def _read(self, asked: dict[int, list["BodyWanted"]]) -> None:
+        try:
+            async with self._pool.acquire() as connection:
+                rows = await records.bodies(connection, list(asked))
+        except (
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+            OSError,
+            TimeoutError,
+        ) as error:
+            for waiting in asked.values():
+                for wanted in waiting:
+                    wanted.not_read(error)
+            return
+        for key, kind, sealed in rows:
+            waiting = asked.pop(key)
             try:
-                async with self._pool.acquire() as connection:
-                    rows = await records.bodies(connection, list(wanted))
-            except (
-                asyncpg.PostgresError,
-                asyncpg.InterfaceError,
-                asyncpg.InternalClientError,
-                OSError,
-                TimeoutError,
-            ) as error:
-                for futures in wanted.values():
-                    for future in futures:
-                        if not future.done():
-                            future.set_exception(error)
+                body = Body(kind, open_body(self._keys, key, sealed))
+            except SealError:  # this one's trouble, not that of the others
+                for wanted in waiting:
+                    wanted.unreadable()
                 continue
-            found = {key: (kind, sealed) for key, kind, sealed in rows}
-            for key, futures in wanted.items():
-                body: Body | None = None
-                unreadable: SealError | None = None
-                if key in found:
-                    kind, sealed = found[key]
-                    try:
-                        body = Body(kind, open_body(self._keys, key, sealed))
-                        self._keep(key, body)
-                    except SealError as error:  # this one's trouble, not that of the others
-                        unreadable = error
-                for future in futures:
-                    if future.done():
-                        continue
-                    if unreadable is not None:
-                        future.set_exception(unreadable)
-                    else:
-                        future.set_result(body)
+            self._keep(key, body)
+            for wanted in waiting:
+                wanted.opened(body)
+        for waiting in asked.values():
+            for wanted in waiting:
+                wanted.opened(None)
 
     def _keep(self, key: int, body: Body) -> None:
         self._kept[key] = body

@@ -1,7 +1,8 @@
 """A lean HTTP/1.1 client for posting to sinks: keep-alive, fenced, capped and time-limited.
 
 It does what a sender of webhooks needs and nothing else: no redirects, no cookies, no decompression. Parsing is
-llhttp's (httptools). Why it is ours: docs/decisions/0001-http-client.md.
+llhttp's (httptools). A request on a kept connection costs a write and a call back, no task; only where a connection
+has to be made is there one. Why it is ours: docs/decisions/0001-http-client.md.
 """
 
 import asyncio
@@ -22,9 +23,12 @@ MAX_HEADER_BYTES: Final = 32 * 1024
 MAX_BODY_BYTES: Final = 64 * 1024
 EXCERPT_BYTES: Final = 1024
 IDLE_SECONDS: Final = 30.0
+_IDLE_MAX: Final = 2048
+"""Connections that are kept though nothing is asked on them: files that the process has open."""
 _KEPT_HEADERS: Final = frozenset(
     {b"retry-after", b"webhook-allowed-origin", b"webhook-allowed-rate", b"allow", b"location"}
 )
+_FRAMING_HEADERS: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class SendError(Exception):
@@ -44,9 +48,11 @@ class Target:
     port: int
     path: str
     authority: str
+    tls: ssl.SSLContext | None = None
+    """Trust and identity for this target alone; None: the client's."""
 
     @classmethod
-    def of(cls, url: str) -> "Target":
+    def of(cls, url: str, tls: ssl.SSLContext | None = None) -> "Target":
         """Take apart an absolute http(s) URL that the API has accepted.
 
         Raises:
@@ -62,12 +68,19 @@ class Target:
             raise ValueError("the URL has characters that must be encoded")
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         authority = host if port == (443 if secure else 80) else f"{host}:{port}"
-        return cls(secure, parts.hostname, port, path, authority)
+        return cls(secure, parts.hostname, port, path, authority, tls)
 
     @property
-    def origin(self) -> tuple[bool, str, int]:
-        """What connections can be shared by."""
-        return (self.secure, self.host, self.port)
+    def origin(self) -> "Origin":
+        """What connections can be shared by: never by targets that identify themselves differently."""
+        return (self.secure, self.host, self.port, None if self.tls is None else id(self.tls))
+
+    def head(self, method: str) -> str:
+        """A request's first lines, up to the first header that isn't always the same."""
+        return f"{method} {self.path} HTTP/1.1\r\nhost: {self.authority}\r\n"
+
+
+Origin = tuple[bool, str, int, int | None]
 
 
 @dataclass(slots=True)
@@ -84,54 +97,113 @@ class Answer:
         return values[0] if values else None
 
 
+class Exchange:
+    """One request and its answer. Exactly one of `answered` and `failed` is called, once, unless it is abandoned."""
+
+    __slots__ = ("_carrier",)
+
+    def __init__(self) -> None:
+        self._carrier: _Connection | asyncio.Task[None] | None = None
+
+    def may_go(self) -> bool:
+        """Asked after a connection was made, which takes time: whether the request may still be sent.
+
+        If not, nothing is told any more, as if it were abandoned.
+        """
+        return True
+
+    def answered(self, answer: Answer) -> None:
+        """The answer has been read to its end."""
+        raise NotImplementedError
+
+    def failed(self, reason: Reason) -> None:
+        """There is no usable answer."""
+        raise NotImplementedError
+
+    def abandon(self) -> None:
+        """Give it up, with its connection; nothing is told any more."""
+        carrier, self._carrier = self._carrier, None
+        if isinstance(carrier, _Connection):
+            carrier.close()
+        elif carrier is not None:
+            carrier.cancel()
+
+
 class _Connection(asyncio.Protocol):
     """One connection, one request at a time."""
 
     __slots__ = (
         "_answer",
+        "_client",
+        "_data",
+        "_ended",
+        "_exchange",
         "_framed",
-        "_limit",
+        "_kept",
         "_parser",
-        "_pending",
         "_received",
+        "deadline",
         "idle_since",
+        "number",
+        "target",
         "transport",
         "usable",
     )
 
     transport: asyncio.Transport
 
-    def __init__(self) -> None:
+    def __init__(self, client: "Client", target: Target) -> None:
+        self._client = client
+        self.target = target
         self.usable = True
         self.idle_since = 0.0
-        self._pending: asyncio.Future[Answer] | None = None
+        self.number = 0
+        """Of the request that it carries, or carried last."""
+        self.deadline = 0.0
+        self._kept = False
+        self._exchange: Exchange | None = None
         self._answer = Answer()
-        self._limit: asyncio.TimerHandle | None = None
-        self._framed = False
         self._received = 0
+        self._framed = False
+        self._ended = False
 
-    def request(self, data: bytes, deadline: float) -> "asyncio.Future[Answer]":
-        loop = asyncio.get_running_loop()
-        self._pending = future = loop.create_future()
-        self._limit = loop.call_at(deadline, self._fail, Reason.TIMEOUT)
+    def begin(self, exchange: Exchange, data: bytes, deadline: float) -> None:
+        self._exchange = exchange
+        self._data = data
+        self.deadline = deadline
+        self.number += 1
         self._answer = Answer()
-        self._framed = False
         self._received = 0
+        self._framed = False
+        self._ended = False
+        exchange._carrier = self
         if self.usable:
             self.transport.write(data)
         else:
-            self._fail(Reason.CLOSED)
-        return future
+            self.fail(Reason.CLOSED)
 
     @property
-    def answered(self) -> bool:
-        """Whether any byte of an answer to the current request has come."""
-        return self._received > 0
+    def busy(self) -> bool:
+        """Whether it carries a request."""
+        return self._exchange is not None
 
     def close(self) -> None:
+        """Nobody is told."""
         self.usable = False
-        self._take_pending()
+        self._exchange = None
         self.transport.abort()
+
+    def fail(self, reason: Reason) -> None:
+        """There will be no usable answer to the request, if there is one."""
+        exchange, kept = self._exchange, self._kept and not self._received
+        self.close()
+        if exchange is None:
+            return
+        exchange._carrier = None
+        if reason is Reason.CLOSED and kept:
+            self._client.replace(self.target, self._data, exchange, self.deadline)
+        else:
+            exchange.failed(reason)
 
     # asyncio.Protocol
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -139,48 +211,60 @@ class _Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._pending is None:  # bytes that nobody asked for
+        if self._exchange is None:  # bytes that nobody asked for
             self.close()
             return
         self._received += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._fail(Reason.NONSENSE)
-            return
-        if self._pending is None:
-            return
-        if not self._answer.status and self._received > MAX_HEADER_BYTES:
-            self._fail(Reason.OVERSIZED)
-        elif self._received > MAX_HEADER_BYTES + MAX_BODY_BYTES:
-            # the status stands; reading on is what a hostile sink wants
+            if not self._ended:
+                self.fail(Reason.NONSENSE)
+                return
+            self.usable = False  # nonsense behind the answer, which stands
+        if self._ended:
             self._finish()
-            self.usable = False
-            self.transport.abort()
+        elif self._answer.status:
+            if self._received > MAX_HEADER_BYTES + MAX_BODY_BYTES:
+                self.usable = False  # the status stands; reading on is what a hostile sink wants
+                self._finish()
+        elif self._received > MAX_HEADER_BYTES:
+            self.fail(Reason.OVERSIZED)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.usable = False
+        if self._exchange is None:
+            return
         if self._answer.status and not self._framed and error is None:
-            # an answer whose end is the end of the connection (RFC 9112, 6.3)
-            self._finish()
+            self._finish()  # an answer whose end is the end of the connection (RFC 9112, 6.3)
         else:
-            self._fail(Reason.CLOSED)
+            self.fail(Reason.CLOSED)
 
-    # httptools
+    def _finish(self) -> None:
+        exchange, self._exchange = self._exchange, None
+        assert exchange is not None
+        exchange._carrier = None
+        self._kept = True
+        self._client.take_back(self)  # first: what is sent next may go over it
+        exchange.answered(self._answer)
+
+    # httptools; once the answer has ended, what comes behind it changes nothing but that the connection isn't kept
     def on_message_begin(self) -> None:
-        if self._pending is None:  # an answer behind the answer: the next request must not be given it
+        if self._ended:
             self.usable = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._answer.status:  # a trailer, which says nothing here
+        if self._answer.status or self._ended:  # a trailer, which says nothing here
             return
         lowered = name.lower()
         if lowered in _KEPT_HEADERS:
             self._answer.headers.setdefault(lowered.decode(), []).append(value.decode("latin-1").strip())
-        elif lowered in (b"content-length", b"transfer-encoding"):
+        elif lowered in _FRAMING_HEADERS:
             self._framed = True
 
     def on_headers_complete(self) -> None:
+        if self._ended:
+            return
         status = self._parser.get_status_code()
         if status >= 200:
             self._answer.status = status
@@ -191,32 +275,30 @@ class _Connection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         room = EXCERPT_BYTES - len(self._answer.excerpt)
-        if room > 0:
+        if room > 0 and not self._ended:
             self._answer.excerpt += data[:room]
 
     def on_message_complete(self) -> None:
         if self._answer.status:
-            self._finish()
+            self._ended = True
 
-    def _take_pending(self) -> "asyncio.Future[Answer] | None":
-        pending, self._pending = self._pending, None
-        if self._limit is not None:
-            self._limit.cancel()
-            self._limit = None
-        return pending
 
-    def _finish(self) -> None:
-        pending = self._take_pending()
-        answer, self._answer = self._answer, Answer()  # what comes after it can't change it
-        if pending is not None and not pending.done():
-            pending.set_result(answer)
+class _Waiting(Exchange):
+    """An exchange whose end somebody awaits."""
 
-    def _fail(self, reason: Reason) -> None:
-        self.usable = False
-        pending = self._take_pending()
-        if pending is not None and not pending.done():
-            pending.set_exception(SendError(reason))
-        self.transport.abort()
+    __slots__ = ("future",)
+
+    def __init__(self, future: "asyncio.Future[Answer]") -> None:
+        super().__init__()
+        self.future = future
+
+    def answered(self, answer: Answer) -> None:
+        if not self.future.done():
+            self.future.set_result(answer)
+
+    def failed(self, reason: Reason) -> None:
+        if not self.future.done():
+            self.future.set_exception(SendError(reason))
 
 
 class Client:
@@ -233,52 +315,100 @@ class Client:
         self._fence = fence
         self._total_seconds = total_seconds
         self._tls = tls or ssl.create_default_context()
-        self._idle: dict[tuple[bool, str, int], deque[_Connection]] = {}
+        self._idle: dict[Origin, deque[_Connection]] = {}
+        self._idle_count = 0
+        self._limits: deque[tuple[float, _Connection, int]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._connecting: set[asyncio.Task[None]] = set()
 
     async def request(self, method: str, target: Target, headers: Mapping[str, str], body: bytes = b"") -> Answer:
         """Send one request and read its answer.
-
-        A kept connection that turns out to be closed before any byte of an answer is replaced once, within the
-        same attempt: the sink's idle limit is not its failure.
 
         Raises:
             SendError: when there is no usable answer; never for a status.
         """
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        data = (
-            f"{method} {target.path} HTTP/1.1\r\nhost: {target.authority}\r\n{lines}content-length: {len(body)}\r\n\r\n"
-        ).encode("latin-1") + body
+        head = f"{target.head(method)}{lines}content-length: {len(body)}\r\n\r\n".encode("latin-1")
+        waiting = _Waiting(asyncio.get_running_loop().create_future())
+        self.send(target, head + body, waiting)
+        try:
+            return await waiting.future
+        finally:
+            waiting.abandon()
+
+    def send(self, target: Target, data: bytes, exchange: Exchange) -> None:
+        """Send one whole request; `exchange` is told of its end.
+
+        A kept connection that turns out to be closed before any byte of an answer is replaced once, within the
+        same attempt: the sink's idle limit is not its failure.
+        """
         deadline = asyncio.get_running_loop().time() + self._total_seconds
         connection = self._take_idle(target)
+        if connection is None:
+            self.replace(target, data, exchange, deadline)
+            return
+        # All have the same time, so that their limits come in the order in which they began: one timer serves them all.
+        self._limits.append((deadline, connection, connection.number + 1))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_at(deadline, self._look_at_limits)
+        connection.begin(exchange, data, deadline)
+
+    def replace(self, target: Target, data: bytes, exchange: Exchange, deadline: float) -> None:
+        """Send the request over a new connection."""
+        task = asyncio.get_running_loop().create_task(self._open(target, data, exchange, deadline))
+        exchange._carrier = task
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    async def _open(self, target: Target, data: bytes, exchange: Exchange, deadline: float) -> None:
         try:
-            if connection is not None:
-                try:
-                    answer = await connection.request(data, deadline)
-                except SendError as error:
-                    if error.reason is not Reason.CLOSED or connection.answered:
-                        raise
-                    connection = None
-            if connection is None:
-                async with asyncio.timeout_at(deadline):
-                    connection = await self._connect(target)
-                answer = await connection.request(data, deadline)
-        except BaseException as error:
-            if connection is not None:
-                connection.close()
-            if isinstance(error, TimeoutError):
-                raise SendError(Reason.TIMEOUT) from None
-            raise
-        if connection.usable:
-            connection.idle_since = time.monotonic()
-            self._idle.setdefault(target.origin, deque()).append(connection)
+            async with asyncio.timeout_at(deadline):
+                connection = await self._connect(target)
+        except TimeoutError:
+            exchange._carrier = None
+            exchange.failed(Reason.TIMEOUT)
+        except SendError as error:
+            exchange._carrier = None
+            exchange.failed(error.reason)
         else:
+            exchange._carrier = None
+            if exchange.may_go():
+                asyncio.get_running_loop().call_at(deadline, self._limit, connection, connection.number + 1)
+                connection.begin(exchange, data, deadline)
+            else:
+                connection.close()
+
+    def _limit(self, connection: _Connection, number: int) -> None:
+        if connection.number == number and connection.busy:
+            connection.fail(Reason.TIMEOUT)
+
+    def _look_at_limits(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        limits = self._limits
+        while limits:
+            deadline, connection, number = limits[0]
+            if deadline > now and connection.number == number and connection.busy:
+                self._timer = loop.call_at(deadline, self._look_at_limits)
+                return
+            limits.popleft()
+            self._limit(connection, number)
+        self._timer = None
+
+    def take_back(self, connection: _Connection) -> None:
+        """Keep a connection whose request was answered, if it can be used again."""
+        if not connection.usable or self._idle_count >= _IDLE_MAX:
             connection.close()
-        return answer
+        else:
+            connection.idle_since = time.monotonic()
+            self._idle.setdefault(connection.target.origin, deque()).append(connection)
+            self._idle_count += 1
 
     def _take_idle(self, target: Target) -> _Connection | None:
         idle = self._idle.get(target.origin)
         while idle:
             connection = idle.pop()
+            self._idle_count -= 1
             if connection.usable:
                 return connection
         return None
@@ -295,10 +425,10 @@ class Client:
         for address in addresses:
             try:
                 _, connection = await loop.create_connection(
-                    _Connection,
+                    lambda: _Connection(self, target),
                     address,
                     target.port,
-                    ssl=self._tls if target.secure else None,
+                    ssl=(target.tls or self._tls) if target.secure else None,
                     server_hostname=target.host if target.secure else None,
                 )
             except (OSError, ssl.SSLError) as error:
@@ -317,11 +447,14 @@ class Client:
                     kept.append(connection)
                 else:
                     connection.close()
+            self._idle_count += len(kept) - len(self._idle[origin])
             if kept:
                 self._idle[origin] = kept
             else:
                 del self._idle[origin]
 
     def close(self) -> None:
-        """Close every idle connection."""
+        """Close every idle connection, and make no more."""
+        for task in self._connecting:
+            task.cancel()
         self.close_idle(older_than=-1)

@@ -1,12 +1,19 @@
 """The delivery engine of one process: pending deliveries become attempts, attempts become recorded outcomes.
 
-    woken / swept ──► feeder (reads beyond each cursor) ──► run queues ──► pump ──► attempt ──► recorder
-                          ▲                                    │  ▲                   │
-                          └─────────── wants more ─────────────┘  └── done / retry ───┘
+    woken / swept ──► feeder (reads beyond each cursor) ──► run queues ──► turns ──► attempt ──► recorder
+                          ▲                                    │  ▲                     │
+                          └─────────── wants more ─────────────┘  └─── done / retry ────┘
 
 Every subscription has a runner with its own run queue, pace and breaker, so a sink that is slow, dead or hostile costs
 nobody else anything (promise 7). A subscription belongs to the shard `key % shards`; attempts are made only while the
 shard's lease is surely ours, and outcomes count only under its epoch.
+
+An attempt is an object that is called back, not a task. Its way, all in this file:
+
+    _look ──► line up ──► _serve ──► _begin ──► (body) ──► _send ──► (the sink) ──► _ended ──► _settle ──► _look
+
+`_look` asks whether a runner has something that may go now, `_serve` gives turns while there are places, `_send` asks
+for the last time whether the delivery may still be sent.
 """
 
 import asyncio
@@ -15,20 +22,21 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from uuid import UUID
 
 import asyncpg
 
-from broker.delivery.bodies import Bodies, Body
+from broker.delivery.bodies import Bodies, Body, BodyWanted
 from broker.delivery.feeder import DATABASE_TROUBLE, Feeder, Ownership
 from broker.delivery.lanes import Delivery
 from broker.delivery.outcomes import GONE, Outcome, Reason, Verdict, conclude
+from broker.delivery.pace import NOTED_AFTER_SECONDS
 from broker.delivery.recorder import Recorder
 from broker.delivery.runners import Office, Runner, Runners
-from broker.delivery.sender import Sender, Sink
+from broker.delivery.sender import Sender, Sending
 from broker.delivery.settings import DeliverySettings
-from broker.storage.records import AttemptRow, OutcomeRow
-from broker.storage.tables import CANCELLED, DELIVERED, PENDING, accepted_at
+from broker.delivery.turns import PATIENCE, Place, Rank, Turns
+from broker.storage.records import AttemptRow, FailingNote, OutcomeRow
+from broker.storage.tables import CANCELLED, DELIVERED, KEY_SHIFT, PENDING
 from broker.telemetry import (
     ATTEMPT_SECONDS,
     ATTEMPTS,
@@ -39,13 +47,56 @@ from broker.telemetry import (
     WORKER_ERRORS,
     log,
 )
-from subscriptions.secrets import SealError
 
 _THROTTLE_SECONDS = 0.05
-_LONGEST_TIMER = 3600.0
+_DATABASE_SECONDS = 0.5
 _UNREADABLE_SECONDS = 60.0
+_FRESH_SECONDS = 5.0
+"""An event that was accepted longer ago is no longer fresh: it goes behind those that are."""
 _attempts = cache(ATTEMPTS.labels)
 _deliveries = cache(DELIVERIES.labels)
+
+
+class Attempt(Sending, BodyWanted):
+    """One attempt on its way: it waits for its body, then for the sink's answer."""
+
+    __slots__ = ("begun_at", "delivery", "engine", "epoch", "place", "runner")
+    place: Place[Runner]
+
+    def __init__(self, engine: "Engine", runner: Runner, delivery: Delivery, epoch: int, now: float) -> None:
+        super().__init__()
+        self.engine = engine
+        self.runner = runner
+        self.delivery = delivery
+        self.epoch = epoch
+        self.begun_at = now
+
+    def opened(self, body: Body | None) -> None:
+        """The event's body is here; None: it no longer exists."""
+        self.engine._send(self, body)
+
+    def unreadable(self) -> None:
+        """No key opens it. A key that is missing comes back, so this is no end: the delivery waits, visibly."""
+        WORKER_ERRORS.labels("bodies").inc()
+        log().error("body-unreadable", subscription=str(self.runner.sink.config.id), sequence=self.delivery.sequence)
+        self.engine._put_off(self, _UNREADABLE_SECONDS)
+
+    def not_read(self, error: Exception) -> None:
+        """The database can't be read now."""
+        WORKER_ERRORS.labels("bodies").inc()
+        log().warning("body-not-read", error=type(error).__name__)
+        self.engine._put_off(self, _DATABASE_SECONDS)
+
+    def may_go(self) -> bool:
+        """A connection is there, which took time: whether the shard is still ours."""
+        if self.engine._is_ours(self.runner):
+            return True
+        self.engine._give_up(self)
+        return False
+
+    def ended(self, outcome: Outcome) -> None:
+        """What came of it."""
+        self.engine._ended(self, outcome)
 
 
 class Engine:
@@ -72,10 +123,15 @@ class Engine:
         self._recorder = recorder
         self._jitter = jitter
         self._clock = clock
+        self._disable_after = settings.disable_days * 86400
         self._runners = Runners(settings, office, recorder)
-        self.feeder = Feeder(pool, settings, ownership, self._runners, self._pump, clock)
-        self._attempts: set[asyncio.Task[None]] = set()
-        self._throttled = False
+        self._turns: Turns[Runner] = Turns(settings.at_once)
+        self.feeder = Feeder(pool, settings, ownership, self._runners, self._look, self._serve, clock)
+        self._attempts: set[Attempt] = set()
+        self._all_ended = asyncio.Event()
+        self._serving_later: asyncio.TimerHandle | None = None
+        self._to_disable: asyncio.Queue[tuple[Runner, str]] = asyncio.Queue()
+        IN_FLIGHT.set_function(lambda: len(self._attempts))
 
     # what others tell the engine
 
@@ -94,11 +150,13 @@ class Engine:
         for runner in self._runners:
             if runner.shard in gone:
                 self._runners.drop(runner.key)
-        patience = self._settings.lease_seconds / 4
-        if self._attempts:
-            await asyncio.wait(self._attempts, timeout=patience)
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(self._settings.lease_seconds / 4):
+                await self._runners.left(gone)
+        except TimeoutError:
+            pass  # these may be made again by the next owner
+        try:
+            async with asyncio.timeout(self._settings.lease_seconds / 4):
                 await self._recorder.drained()
         except TimeoutError:
             log().warning("shards-released-early", unrecorded=self._recorder.unrecorded)
@@ -107,176 +165,249 @@ class Engine:
         """Make no new attempts; wait for those under way, up to the grace; the rest is made again elsewhere."""
         self._runners.accepting = False
         self._runners.drop_all()
-        if self._attempts:
-            _, late = await asyncio.wait(self._attempts, timeout=self._settings.grace_seconds)
-            for task in late:
-                task.cancel()
+        try:
+            async with asyncio.timeout(self._settings.grace_seconds):
+                while self._attempts:
+                    self._all_ended.clear()
+                    await self._all_ended.wait()
+        except TimeoutError:
+            for attempt in list(self._attempts):
+                attempt.abandon()
+                self._give_up(attempt)
 
-    # sending
+    # who may go, and when
 
-    def _pump(self, runner: Runner) -> None:
-        """Start attempts up to the sink's limit; ask for more when the queue runs low."""
-        if runner.stopped or not self._ownership.holds(runner.shard):
-            return
-        if self._recorder.unrecorded > self._settings.unrecorded_max:
-            self._throttle()
+    def _look(self, runner: Runner) -> None:
+        """Line a runner up if something may go now, else look again when it may; ask for more when it runs low."""
+        if not self._is_ours(runner):
             return
         now = self._clock()
-        queue = runner.queue
-        pace = runner.pace
+        queue, pace = runner.queue, runner.pace
         pause = 0.0
-        while runner.in_flight < pace.limit:
-            pause = pace.wait(now)
-            if pause > 0:
-                break
-            delivery = queue.take(now)
-            if delivery is None:
-                break
-            pace.begin(now)
-            self._runners.began(runner)
-            IN_FLIGHT.inc()
-            task = asyncio.create_task(self._attempt(runner, delivery))
-            self._attempts.add(task)
-            task.add_done_callback(self._attempts.discard)
+        if not runner.in_line and runner.in_flight < pace.limit:
+            first = queue.first(now)
+            if first is not None:
+                pause = pace.wait(now)
+                if pause <= 0:
+                    bulk = queue.behind or now - (first.event_key >> KEY_SHIFT) / 1000 > _FRESH_SECONDS
+                    self._turns.line_up(runner, Rank.BULK if bulk else Rank.FRESH)
         if queue.wants_lanes or (queue.more and self._runners.has_room(runner)):
             self.feeder.want(runner)
-        runner.cancel_timer()
         due = queue.next_due()
         if pause > 0 or due is not None:
             # a lane that waits for its time doesn't make the others wait as long
-            delay = pause if pause > 0 or due is None else max(due - now, 0.001)
-            runner.timer = asyncio.get_running_loop().call_later(min(delay, _LONGEST_TIMER), self._pump, runner)
+            runner.look_after(pause if pause > 0 or due is None else max(due - now, 0.001), self._look_and_serve)
 
-    def _throttle(self) -> None:
-        """Outcomes pile up (the database is slow or away): go on when they have been recorded."""
-        if not self._throttled:
-            self._throttled = True
-            asyncio.get_running_loop().call_later(_THROTTLE_SECONDS, self._unthrottle)
+    def _look_and_serve(self, runner: Runner) -> None:
+        runner.timer = None
+        self._look(runner)
+        self._serve()
 
-    def _unthrottle(self) -> None:
-        self._throttled = False
-        for runner in self._runners:
-            self._pump(runner)
+    def _serve(self) -> None:
+        """Give turns while there are places, and come back when that may change by time alone."""
+        turns = self._turns
+        wait = 0.0
+        while True:
+            if self._recorder.unrecorded > self._settings.unrecorded_max:
+                wait = _THROTTLE_SECONDS  # the database is slow or away: go on when outcomes have been recorded
+                break
+            now = self._clock()
+            runner = turns.next(now)
+            if runner is None:
+                wait = PATIENCE / 4 if turns.waiting else 0.0
+                break
+            if self._is_ours(runner):
+                if runner.in_flight < runner.pace.limit and runner.pace.wait(now) <= 0:
+                    delivery = runner.queue.take(now)
+                    if delivery is not None:
+                        self._begin(runner, delivery, now)
+                self._look(runner)
+        if wait and self._serving_later is None:
+            self._serving_later = asyncio.get_running_loop().call_later(wait, self._serve_later)
 
-    async def _attempt(self, runner: Runner, delivery: Delivery) -> None:
-        """Make one attempt and put its outcome where it is recorded; then the lane and the sink go on."""
-        try:
-            epoch = self._ownership.epoch(runner.shard)
-            try:
-                body = await self._bodies.get(delivery.event_key)
-            except DATABASE_TROUBLE as error:
-                WORKER_ERRORS.labels("bodies").inc()
-                log().warning("body-not-read", error=type(error).__name__)
-                runner.pace.abandoned()
-                if not runner.stopped:
-                    runner.queue.retry(delivery, self._clock() + 0.5)
-                return
-            except SealError:
-                # a key that is missing comes back, so this is no end: the delivery waits, visibly
-                WORKER_ERRORS.labels("bodies").inc()
-                log().error("body-unreadable", subscription=str(runner.sink.config.id), sequence=delivery.sequence)
-                runner.pace.abandoned()
-                if not runner.stopped:
-                    runner.queue.retry(delivery, self._clock() + _UNREADABLE_SECONDS)
-                return
-            if runner.stopped or not self._ownership.holds(runner.shard):
-                runner.pace.abandoned()
-                return  # the lease ran out while we waited: the next owner sends it
-            reason = self._hindrance(runner.sink, body)
-            if body is None or reason is not None:
-                runner.pace.abandoned()
-                self._end(runner, delivery, Verdict(CANCELLED, reason=reason), epoch)
-                return
-            started = time.perf_counter()
-            outcome = await self._sender.send(runner.sink, delivery.sequence, delivery.event_key, body.content)
-            await self._settle(runner, delivery, outcome, epoch, time.perf_counter() - started)
-        finally:
-            self._runners.ended(runner)
-            IN_FLIGHT.dec()
-            self._pump(runner)
+    def _serve_later(self) -> None:
+        self._serving_later = None
+        self._serve()
 
-    def _hindrance(self, sink: Sink, body: Body | None) -> str | None:
-        """Why a delivery may no longer be sent (promise 6: checked before each attempt)."""
+    def _is_ours(self, runner: Runner) -> bool:
+        return not runner.stopped and self._ownership.holds(runner.shard)
+
+    # the way of an attempt
+
+    def _begin(self, runner: Runner, delivery: Delivery, now: float) -> None:
+        """Take a place for it, and its body from memory or from the database."""
+        attempt = Attempt(self, runner, delivery, self._ownership.epoch(runner.shard), now)
+        runner.pace.begin(now)
+        runner.in_flight += 1
+        attempt.place = self._turns.begin(runner, now)
+        self._attempts.add(attempt)
+        body = self._bodies.kept(delivery.event_key)
+        if body is None:
+            self._bodies.ask(delivery.event_key, attempt)
+        else:
+            self._send(attempt, body)
+
+    def _send(self, attempt: Attempt, body: Body | None) -> None:
+        """Send it, unless it may no longer be (promise 6: checked before each attempt)."""
+        runner, delivery = attempt.runner, attempt.delivery
+        if not self._is_ours(runner):  # the lease ran out while we waited: the next owner sends it
+            self._give_up(attempt)
+            return
+        reason = self._hindrance(runner, body)
+        if body is None or reason is not None:
+            self._end(attempt, Verdict(CANCELLED, reason=reason), self._clock())
+            self._give_up(attempt)
+            return
+        attempt.begun_at = self._clock()
+        self._sender.begin(runner.sink, delivery.sequence, delivery.event_key, body.content, attempt)
+
+    def _hindrance(self, runner: Runner, body: Body | None) -> str | None:
+        """Why a delivery may no longer be sent at all."""
         if body is None:
             return "payload-expired"
-        if self._office.granted(sink.config.organisation_id, body.type, datetime.now(UTC)) is None:
+        if self._office.granted(runner.sink.config.organisation_id, body.type, datetime.now(UTC)) is None:
             return "grant-ended"
         return None
 
-    async def _settle(self, runner: Runner, delivery: Delivery, outcome: Outcome, epoch: int, seconds: float) -> None:
-        ATTEMPT_SECONDS.observe(seconds)
-        _attempts(outcome.reason or "success").inc()
-        delivery.attempts += 1
+    def _ended(self, attempt: Attempt, outcome: Outcome) -> None:
+        """The sink has answered, or hasn't: record it, then the lane and the sink go on."""
         now = self._clock()
-        self._judge_sink(runner, outcome, now)
-        age = now - accepted_at(delivery.event_key).timestamp()
-        verdict = conclude(outcome, delivery.attempts, timedelta(seconds=age), runner.sink.schedule, self._jitter())
-        attempt: AttemptRow | None = None
-        if outcome.reason is None:
-            LATENCY.observe(max(age, 0))
-        else:
-            attempt = (
-                delivery.subscription, delivery.sequence, delivery.event_key, delivery.attempts,
-                datetime.fromtimestamp(now - seconds, UTC), int(seconds * 1000), outcome.status, outcome.reason,
-                self._office.seal_excerpt(runner.sink.config.id, outcome.excerpt) if outcome.excerpt else None,
-            )  # fmt: skip
-        if outcome.status == GONE:
-            # the delivery stays, and goes on when the subscription is resumed
-            self._record(delivery, Verdict(PENDING, timedelta(0), verdict.reason), epoch, outcome.status, attempt)
-            self._runners.drop(runner.key)
-            await self._disable(runner.sink.config.id)
-            return
-        if verdict.wait is not None:
-            delivery.due = now + verdict.wait.total_seconds()
-            self._record(delivery, verdict, epoch, outcome.status, attempt)
-            if not runner.stopped:
-                runner.queue.retry(delivery, delivery.due)
-            return
-        self._end(runner, delivery, verdict, epoch, outcome.status, attempt)
+        try:
+            if outcome.reason is None:
+                self._succeeded(attempt, outcome, now)
+            else:
+                self._failed(attempt, outcome, now)
+        finally:
+            self._leave(attempt, now)
 
-    def _judge_sink(self, runner: Runner, outcome: Outcome, now: float) -> None:
-        """Tell the pace how the sink did."""
-        if outcome.reason is None:
-            if runner.pace.succeeded():
-                BREAKERS_OPEN.dec()
-                log().info("breaker-closed", subscription=str(runner.sink.config.id))
+    def _put_off(self, attempt: Attempt, seconds: float) -> None:
+        """It was never sent, through no fault of the sink: again after a while."""
+        if not attempt.runner.stopped:
+            attempt.runner.queue.retry(attempt.delivery, self._clock() + seconds)
+        self._give_up(attempt)
+
+    def _give_up(self, attempt: Attempt) -> None:
+        """It was not sent, or its end is not awaited."""
+        attempt.runner.pace.abandoned()
+        self._leave(attempt, self._clock())
+
+    def _leave(self, attempt: Attempt, now: float) -> None:
+        """Free its place: whose turn is it now?"""
+        if attempt not in self._attempts:
             return
-        retry_after = outcome.retry_after if outcome.reason is Reason.THROTTLED else None
-        if runner.pace.failed(now, retry_after, self._jitter()):
+        self._attempts.discard(attempt)
+        if not self._attempts:
+            self._all_ended.set()
+        self._turns.end(attempt.place, now)
+        self._runners.ended(attempt.runner)
+        self._look(attempt.runner)
+        self._serve()
+
+    # what came of it
+
+    def _succeeded(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
+        runner, delivery = attempt.runner, attempt.delivery
+        seconds = now - attempt.begun_at
+        delivery.attempts += 1
+        self._recorder.put_delivered(
+            (
+                delivery.subscription, delivery.sequence, delivery.event_key, delivery.attempts, outcome.status, now,
+            ),
+            attempt.epoch,
+        )  # fmt: skip
+        if not runner.stopped:
+            runner.queue.done(delivery, now)
+        pace = runner.pace
+        if pace.noted:
+            pace.noted = False
+            self._recorder.note(FailingNote(delivery.subscription, None, attempt.epoch))
+        if pace.succeeded(seconds):
+            BREAKERS_OPEN.dec()
+            log().info("breaker-closed", subscription=str(runner.sink.config.id))
+        _attempts("success").inc()
+        _deliveries(DELIVERED).inc()
+        ATTEMPT_SECONDS.observe(max(seconds, 0))
+        LATENCY.observe(max(now - (delivery.event_key >> KEY_SHIFT) / 1000, 0))
+
+    def _failed(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
+        runner, delivery = attempt.runner, attempt.delivery
+        assert outcome.reason is not None
+        seconds = max(now - attempt.begun_at, 0)
+        ATTEMPT_SECONDS.observe(seconds)
+        _attempts(outcome.reason).inc()
+        delivery.attempts += 1
+        schedule = runner.sink.schedule
+        age = timedelta(seconds=now - (delivery.event_key >> KEY_SHIFT) / 1000)
+        verdict = conclude(outcome, delivery.attempts, age, schedule, self._jitter())
+        row: AttemptRow = (
+            delivery.subscription, delivery.sequence, delivery.event_key, delivery.attempts,
+            datetime.fromtimestamp(now - seconds, UTC), int(seconds * 1000), outcome.status, outcome.reason,
+            self._office.seal_excerpt(runner.sink.config.id, outcome.excerpt) if outcome.excerpt else None,
+        )  # fmt: skip
+        stop = None
+        if outcome.reason is Reason.THROTTLED and outcome.retry_after is not None:
+            # not longer than the schedule: what waits must have its last attempt in the end
+            stop = min(outcome.retry_after, max(schedule.horizon - age, verdict.wait or timedelta(0)))
+        if runner.pace.failed(now, stop, self._jitter()):
             BREAKERS_OPEN.inc()
             log().warning("breaker-opened", subscription=str(runner.sink.config.id), reason=outcome.reason)
+        reason = self._reason_to_disable(attempt, outcome, now)
+        if reason is not None:
+            # the delivery stays, and goes on when the subscription is resumed
+            self._record(attempt, Verdict(PENDING, timedelta(0), verdict.reason), now, outcome.status, row)
+            self._runners.bar(runner.key)
+            self._to_disable.put_nowait((runner, reason))
+        elif verdict.wait is not None:
+            delivery.due = now + verdict.wait.total_seconds()
+            self._record(attempt, verdict, now, outcome.status, row)
+            if not runner.stopped:
+                runner.queue.retry(delivery, delivery.due)
+        else:
+            self._end(attempt, verdict, now, outcome.status, row)
+
+    def _reason_to_disable(self, attempt: Attempt, outcome: Outcome, now: float) -> str | None:
+        """Why no more is sent to this sink, if so; and take down since when it fails."""
+        if outcome.status == GONE:
+            return "sink-gone: the sink answered 410"
+        pace = attempt.runner.pace
+        if pace.failing_since is None:
+            return None
+        failing = now - pace.failing_since
+        if not pace.noted and failing >= NOTED_AFTER_SECONDS:
+            pace.noted = True
+            self._recorder.note(FailingNote(attempt.delivery.subscription, pace.failing_since, attempt.epoch))
+        if self._disable_after and failing >= self._disable_after:
+            return f"sink-failing: the sink has accepted nothing for {self._settings.disable_days:g} days"
+        return None
 
     def _end(
         self,
-        runner: Runner,
-        delivery: Delivery,
+        attempt: Attempt,
         verdict: Verdict,
-        epoch: int,
+        now: float,
         status: int | None = None,
-        attempt: AttemptRow | None = None,
+        row: AttemptRow | None = None,
     ) -> None:
+        """The delivery is dead or cancelled."""
+        runner, delivery = attempt.runner, attempt.delivery
         _deliveries(verdict.state).inc()
-        self._record(delivery, verdict, epoch, status, attempt)
-        if verdict.state != DELIVERED:
-            log().warning(
-                "delivery-ended",
-                subscription=str(runner.sink.config.id),
-                sequence=delivery.sequence,
-                state=verdict.state,
-                reason=verdict.reason,
-                attempts=delivery.attempts,
-            )
+        self._record(attempt, verdict, now, status, row)
+        log().warning(
+            "delivery-ended",
+            subscription=str(runner.sink.config.id),
+            sequence=delivery.sequence,
+            state=verdict.state,
+            reason=verdict.reason,
+            attempts=delivery.attempts,
+        )
         if not runner.stopped:
-            runner.queue.done(delivery, self._clock())
+            runner.queue.done(delivery, now)
 
     def _record(
-        self, delivery: Delivery, verdict: Verdict, epoch: int, status: int | None, attempt: AttemptRow | None
+        self, attempt: Attempt, verdict: Verdict, now: float, status: int | None, row: AttemptRow | None
     ) -> None:
-        now = self._clock()
+        delivery = attempt.delivery
         pending = verdict.state == PENDING
-        due = None
-        if pending and verdict.wait:
-            due = datetime.fromtimestamp(delivery.due, UTC)
         self._recorder.put(
             OutcomeRow(
                 delivery.subscription,
@@ -284,19 +415,26 @@ class Engine:
                 delivery.event_key,
                 verdict.state,
                 delivery.attempts,
-                due,
+                datetime.fromtimestamp(delivery.due, UTC) if pending and verdict.wait else None,
                 None if pending else datetime.fromtimestamp(now, UTC),
                 status,
                 verdict.reason,
-                epoch,
+                attempt.epoch,
             ),
-            attempt,
+            row,
         )
 
-    async def _disable(self, subscription_id: UUID) -> None:
-        try:
-            await self._office.sink_is_gone(subscription_id)
-        except DATABASE_TROUBLE as error:
-            # the next attempt finds the sink gone again
-            WORKER_ERRORS.labels("disable").inc()
-            log().warning("disable-failed", subscription=str(subscription_id), error=type(error).__name__)
+    async def disable(self) -> None:
+        """Disable the subscriptions whose sinks are gone or have failed for too long, until cancelled."""
+        while True:
+            runner, reason = await self._to_disable.get()
+            identity = str(runner.sink.config.id)
+            try:
+                await self._office.disable(runner.sink.config.id, reason)
+                log().warning("sink-disabled", subscription=identity, reason=reason.partition(":")[0])
+            except DATABASE_TROUBLE as error:
+                # the next attempt finds the sink as it was
+                WORKER_ERRORS.labels("disable").inc()
+                log().warning("disable-failed", subscription=identity, error=type(error).__name__)
+            self._runners.unbar(runner.key)
+            self.feeder.wake([runner.key])

@@ -44,7 +44,7 @@ class Ownership(Protocol):
 
 
 class Feeder:
-    """Fills the queues of `runners` and calls `pump` for each that it looked at."""
+    """Fills the queues of `runners`; calls `look` for each that it looked at, and then `serve` once."""
 
     def __init__(
         self,
@@ -52,14 +52,16 @@ class Feeder:
         settings: DeliverySettings,
         ownership: Ownership,
         runners: Runners,
-        pump: Callable[[Runner], None],
+        look: Callable[[Runner], None],
+        serve: Callable[[], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._pool = pool
         self._settings = settings
         self._ownership = ownership
         self._runners = runners
-        self._pump = pump
+        self._look = look
+        self._serve = serve
         self._clock = clock
         self._hungry: dict[int, None] = {}
         self._asked = asyncio.Event()
@@ -131,14 +133,16 @@ class Feeder:
         unsettled = [key for key in new if self._runners.unsettled(key)]
         if unsettled:
             asyncio.get_running_loop().call_later(_UNSETTLED_SECONDS, self.wake, unsettled)
-        if opening := [key for key in new if key not in unsettled]:
-            await self._runners.open(opening)
-        runners = [runner for runner in map(self._runners.get, keys) if runner is not None]
+        with self._runners.feeding(keys):
+            if opening := [key for key in new if key not in unsettled]:
+                await self._runners.open(opening)
+            runners = [runner for runner in map(self._runners.get, keys) if runner is not None]
+            for runner in runners:
+                await self._feed_lanes(runner)
+            await self._feed_windows([r for r in runners if r.queue.more and self._runners.has_room(r)])
         for runner in runners:
-            await self._feed_lanes(runner)
-        await self._feed_windows([r for r in runners if r.queue.more and self._runners.has_room(r)])
-        for runner in runners:
-            self._pump(runner)
+            self._look(runner)
+        self._serve()
 
     async def _feed_windows(self, wanting: list[Runner]) -> None:
         if not wanting:
@@ -159,7 +163,8 @@ class Feeder:
             offered[row[0]].append(Delivery(*row))
         now = self._clock()
         for runner in wanting:
-            if len(offered[runner.key]) == limit:
+            runner.queue.behind = len(offered[runner.key]) == limit
+            if runner.queue.behind:
                 runner.queue.more = True
             runner.queue.offer(offered[runner.key], now)
 

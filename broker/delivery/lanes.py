@@ -57,6 +57,8 @@ class RunQueue:
         self.cursor = 0
         self.more = True
         """The database may hold pending rows beyond the cursor."""
+        self.behind = False
+        """It held more than were read at once when it was read last."""
         self._ready: deque[Delivery] = deque()
         self._timed: list[Delivery] = []
         self._lanes: dict[int, _Lane] = {}
@@ -97,11 +99,17 @@ class RunQueue:
                 lane.waiting.append(row)
                 self._waiting += 1
 
-    def take(self, now: float) -> Delivery | None:
-        """The next delivery that may go at `now`; its lane is closed until `done` or `retry`."""
+    def first(self, now: float) -> Delivery | None:
+        """What `take` would give."""
         while self._timed and self._timed[0].due <= now:
             self._ready.append(heapq.heappop(self._timed))
-        return self._ready.popleft() if self._ready else None
+        return self._ready[0] if self._ready else None
+
+    def take(self, now: float) -> Delivery | None:
+        """The next delivery that may go at `now`; its lane is closed until `done` or `retry`."""
+        if self.first(now) is None:
+            return None
+        return self._ready.popleft()
 
     def next_due(self) -> float | None:
         """When the earliest timed delivery may go."""

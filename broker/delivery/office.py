@@ -101,7 +101,7 @@ class DirectoryOffice:
         """Seal the first bytes of a sink's answer, bound to its subscription."""
         return self._keys.seal(excerpt, excerpt_purpose(subscription_id))
 
-    async def sink_is_gone(self, subscription_id: UUID) -> None:
-        """Disable a subscription whose sink answered 410."""
+    async def disable(self, subscription_id: UUID, reason: str) -> None:
+        """Disable a subscription because of what its sink did; what matches it is kept."""
         async with changing(self._engine) as connection:
-            await life_cycle.disable(connection, subscription_id, "sink-gone: the sink answered 410")
+            await life_cycle.disable(connection, subscription_id, reason)

@@ -9,6 +9,16 @@ the whole sink until then (CloudEvents HTTP webhook 1.0.2, sections 2.2 and 4.2)
 
 While the breaker is open no attempt is made, so the waiting deliveries burn none. Below ten failures in a row nothing
 slows down: a sink that fails now and then is not a sick one.
+
+How many attempts go side by side follows how long the sink takes to accept. What it takes usually is the lowest that
+the moving average was within its last 100 to 200 successes. When the average is more than twice that, and more than a
+tenth of a second, more at once only makes it slower: half as many go side by side, down to one, and the effect is
+awaited before it is judged again. While it isn't, one more goes for each round of successes, up to the limit. So a sink
+that always takes two seconds keeps all its places, and one that chokes on them gets fewer. Failures, time-outs among
+them, say nothing here: they count for the breaker.
+
+A sink that has had no success since its first failure is failing since then; `failing_since` is what disables it in
+the end, and is noted in the database once it is a minute old.
 """
 
 from dataclasses import dataclass
@@ -19,7 +29,14 @@ from typing import Final
 FAILURES_TO_OPEN: Final = 10
 FIRST_OPEN_SECONDS: Final = 5.0
 LONGEST_OPEN_SECONDS: Final = 300.0
+NOTED_AFTER_SECONDS: Final = 60.0
 _SPREAD: Final = 0.2
+_NEVER_SLOW_SECONDS: Final = 0.1
+_SLOWER: Final = 2.0
+_WEIGHT: Final = 0.1
+"""Of the newest in the moving average."""
+_MEASURED_OVER: Final = 100
+"""Successes after which what is usual is measured anew."""
 
 
 class BreakerState(StrEnum):
@@ -41,7 +58,18 @@ class Pace:
     state: BreakerState = BreakerState.CLOSED
     failures: int = 0
     """In a row."""
+    failing_since: float | None = None
+    """When the first of these was; it may be before the process started."""
+    noted: bool = False
+    """The database knows that it is failing."""
     _limit: float = 0.0
+    _fast_below: float = 0.0
+    """Below this limit it grows by a half for each success, else by one for each round."""
+    _average: float = 0.0
+    _usual: float = 0.0
+    _lowest: float = 0.0
+    _measured: int = 0
+    _await: int = 0
     _not_before: float = 0.0
     _open_seconds: float = 0.0
     _probing: bool = False
@@ -49,7 +77,7 @@ class Pace:
     _filled_at: float = 0.0
 
     def __post_init__(self) -> None:
-        self._limit = float(self.concurrency)
+        self._limit = self._fast_below = float(self.concurrency)
 
     @property
     def limit(self) -> int:
@@ -76,24 +104,27 @@ class Pace:
             self._fill(now)
             self._tokens -= 1
 
-    def succeeded(self) -> bool:
-        """The sink accepted a notification. Whether this closed the breaker."""
-        closed = self.state is not BreakerState.CLOSED
-        if closed:
-            self.state = BreakerState.CLOSED
-            self._limit = 1.0
-            self._open_seconds = 0.0
-            self._not_before = 0.0
-        elif self._limit < self.concurrency:
-            self._limit = min(self._limit + 0.5, self.concurrency)
+    def succeeded(self, seconds: float = 0.0) -> bool:
+        """The sink accepted a notification, in so many seconds. Whether this closed the breaker."""
         self._probing = False
         self.failures = 0
-        return closed
+        self.failing_since = None
+        if self.state is not BreakerState.CLOSED:
+            self.state = BreakerState.CLOSED
+            self._limit = 1.0
+            self._fast_below = float(self.concurrency)
+            self._open_seconds = 0.0
+            self._not_before = 0.0
+            return True
+        self._measure(seconds)
+        return False
 
     def failed(self, now: float, retry_after: timedelta | None, jitter: float) -> bool:
         """The sink failed; `jitter` is a random number in [-1, 1]. Whether the breaker opened just now."""
         self.failures += 1
         self._probing = False
+        if self.failing_since is None:
+            self.failing_since = now
         if retry_after is not None:
             self._not_before = max(self._not_before, now + retry_after.total_seconds())
         if self.state is BreakerState.CLOSED and self.failures < FAILURES_TO_OPEN:
@@ -108,6 +139,27 @@ class Pace:
     def abandoned(self) -> None:
         """An attempt ended without an answer of the sink: it was cancelled, or was never sent."""
         self._probing = False
+
+    def _measure(self, seconds: float) -> None:
+        """Follow how long the sink takes: additive increase, multiplicative decrease."""
+        if self._measured:
+            self._average += (seconds - self._average) * _WEIGHT
+        else:
+            self._average = self._usual = self._lowest = seconds
+        self._measured += 1
+        self._lowest = min(self._lowest, self._average)
+        if self._measured % _MEASURED_OVER == 0:
+            self._usual, self._lowest = self._lowest, self._average
+        elif self._lowest < self._usual:
+            self._usual = self._lowest
+        if self._await:
+            self._await -= 1
+        elif self._average > _NEVER_SLOW_SECONDS and self._average > _SLOWER * self._usual:
+            self._limit = self._fast_below = max(self._limit / 2, 1.0)
+            self._await = max(2 * int(self._limit), int(1 / _WEIGHT))
+        elif self._limit < self.concurrency:
+            self._limit += 0.5 if self._limit < self._fast_below else 1 / self._limit
+            self._limit = min(self._limit, float(self.concurrency))
 
     def _fill(self, now: float) -> None:
         assert self.per_minute is not None

@@ -1,6 +1,8 @@
 """Outcomes on their way into the database: many in one commit, the latest of each delivery, tried until it succeeds.
 
 An outcome that is not recorded yet means one thing only: if this process dies now, the attempt is made again.
+
+Nearly every outcome is a success: these are bare rows and take a short statement. All others are `OutcomeRow`s.
 """
 
 import asyncio
@@ -8,11 +10,36 @@ import asyncio
 import asyncpg
 
 from broker.storage import records
-from broker.storage.records import AttemptRow, OutcomeRow
+from broker.storage.records import AttemptRow, DeliveredRow, FailingNote, OutcomeRow
 from broker.telemetry import UNRECORDED, WORKER_ERRORS, log
 
 _BATCH: int = 2000
 _LONGEST_PAUSE: float = 2.0
+
+
+class _Batch:
+    """What goes into one commit."""
+
+    def __init__(self) -> None:
+        self.delivered: list[DeliveredRow] = []
+        self.epochs: dict[int, int] = {}
+        """Of the shards that these belong to."""
+        self.others: dict[tuple[int, int], OutcomeRow] = {}
+        self.attempts: list[AttemptRow] = []
+        self.notes: dict[int, FailingNote] = {}
+
+    def __len__(self) -> int:
+        return len(self.delivered) + len(self.others)
+
+    def __bool__(self) -> bool:
+        return bool(self.delivered or self.others or self.notes)
+
+    def holds(self, subscription: int) -> bool:
+        return (
+            subscription in self.notes
+            or any(key[0] == subscription for key in self.others)
+            or any(row[0] == subscription for row in self.delivered)
+        )
 
 
 class Recorder:
@@ -22,58 +49,83 @@ class Recorder:
         self._pool = pool
         self._shards = shards
         self._linger_seconds = linger_seconds
-        self._outcomes: dict[tuple[int, int], OutcomeRow] = {}
-        self._attempts: list[AttemptRow] = []
-        self._writing: list[OutcomeRow] = []
+        self._batch = _Batch()
+        self._writing = _Batch()
+        self._begun = self._done = 0
         self._filled = asyncio.Event()
-        self._emptied = asyncio.Event()
-        self._emptied.set()
+        self._written = asyncio.Event()
 
     @property
     def unrecorded(self) -> int:
         """Outcomes that are not committed yet."""
-        return len(self._outcomes) + len(self._writing)
+        return len(self._batch) + len(self._writing)
 
     def holds(self, subscription: int) -> bool:
-        """Whether an outcome of this subscription is not committed yet."""
-        return any(key[0] == subscription for key in self._outcomes) or any(
-            outcome.subscription == subscription for outcome in self._writing
-        )
+        """Whether something of this subscription is not committed yet."""
+        return self._batch.holds(subscription) or self._writing.holds(subscription)
+
+    def put_delivered(self, row: DeliveredRow, epoch: int) -> None:
+        """Take a success, of an attempt that was made under this epoch."""
+        batch = self._batch
+        if batch.epochs.setdefault(row[0] % self._shards, epoch) == epoch:
+            batch.delivered.append(row)
+        else:  # the shard was lost and won again meanwhile
+            batch.others[row[0], row[1]] = OutcomeRow.of_delivered(row, epoch)
+        self._filled.set()
 
     def put(self, outcome: OutcomeRow, attempt: AttemptRow | None = None) -> None:
-        """Take an outcome, and the attempt behind it when that failed."""
-        self._outcomes[outcome.subscription, outcome.sequence] = outcome
+        """Take any outcome, and the attempt behind it when that failed."""
+        self._batch.others[outcome.subscription, outcome.sequence] = outcome
         if attempt is not None:
-            self._attempts.append(attempt)
-        self._emptied.clear()
+            self._batch.attempts.append(attempt)
+        self._filled.set()
+
+    def note(self, note: FailingNote) -> None:
+        """Take down since when a sink fails, or that it doesn't any more."""
+        self._batch.notes[note.subscription] = note
         self._filled.set()
 
     async def drained(self) -> None:
-        """Wait until everything that was put is committed."""
-        await self._emptied.wait()
+        """Wait until everything that was put so far is committed."""
+        last = self._begun + bool(self._batch)
+        while self._done < last:
+            self._written.clear()
+            await self._written.wait()
 
     async def run(self) -> None:
         """Record until cancelled."""
         while True:
             await self._filled.wait()
-            if len(self._outcomes) < _BATCH:
+            if len(self._batch) < _BATCH:
                 await asyncio.sleep(self._linger_seconds)
             self._filled.clear()
-            self._writing, self._outcomes = list(self._outcomes.values()), {}
-            attempts, self._attempts = self._attempts, []
+            self._writing, self._batch = self._batch, _Batch()
+            self._begun += 1
             # what is under way is finished even when we are told to stop
-            await asyncio.shield(self._write(self._writing, attempts))
-            self._writing = []
+            await asyncio.shield(self._write(self._writing))
+            self._writing = _Batch()
+            self._done += 1
+            self._written.set()
             UNRECORDED.set(self.unrecorded)
-            if not self._outcomes:
-                self._emptied.set()
 
-    async def _write(self, outcomes: list[OutcomeRow], attempts: list[AttemptRow]) -> None:
-        pause = 0.05
+    async def _write(self, batch: _Batch) -> None:
+        pause, counted = 0.05, len(batch)
+        recorded = not len(batch)
         while True:
             try:
                 async with self._pool.acquire() as connection:
-                    counted = await records.record(connection, outcomes, attempts, self._shards)
+                    if not recorded:
+                        counted = await records.record(
+                            connection,
+                            list(batch.others.values()),
+                            batch.attempts,
+                            self._shards,
+                            delivered=batch.delivered,
+                            epochs=batch.epochs,
+                        )
+                        recorded = True
+                    if batch.notes:
+                        await records.note_failing(connection, list(batch.notes.values()), self._shards)
             except (
                 asyncpg.PostgresError,
                 asyncpg.InterfaceError,
@@ -82,10 +134,10 @@ class Recorder:
                 TimeoutError,
             ) as error:
                 WORKER_ERRORS.labels("recorder").inc()
-                log().warning("outcomes-not-recorded", outcomes=len(outcomes), error=type(error).__name__)
+                log().warning("outcomes-not-recorded", outcomes=len(batch), error=type(error).__name__)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
                 continue
-            if counted < len(outcomes):
-                log().info("outcomes-late", outcomes=len(outcomes), counted=counted)
+            if counted < len(batch):
+                log().info("outcomes-late", outcomes=len(batch), counted=counted)
             return

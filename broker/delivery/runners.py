@@ -6,7 +6,8 @@ what is in memory is read anew. The pace outlives it, so that a sick sink doesn'
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, Protocol
@@ -21,6 +22,8 @@ from broker.telemetry import BREAKERS_OPEN, log
 from subscriptions.sinks import SinkConfig
 from subscriptions.tables import Status
 
+_LONGEST_TIMER: Final = 3600.0
+_EARLY_ENOUGH: Final = 0.001
 _TIMED_MAX: Final = 10_000
 """Lanes of one sink that wait for a retry in memory; above it nothing new is read for the sink."""
 
@@ -37,13 +40,13 @@ class Office(Protocol):
     def seal_excerpt(self, subscription_id: UUID, excerpt: bytes) -> bytes:
         """Seal the first bytes of an answer, which only the provider may read."""
 
-    async def sink_is_gone(self, subscription_id: UUID) -> None:
-        """Disable the subscription: its sink answered 410."""
+    async def disable(self, subscription_id: UUID, reason: str) -> None:
+        """Disable the subscription because of what its sink did."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Runner:
-    """A subscription that has, or may have, something to send."""
+    """A subscription that has, or may have, something to send. How it stands in line is said in `turns`."""
 
     sink: Sink
     shard: int
@@ -52,6 +55,9 @@ class Runner:
     in_flight: int = 0
     timer: asyncio.TimerHandle | None = None
     stopped: bool = False
+    in_line: bool = False
+    late: int = 0
+    suspect: bool = False
 
     @property
     def key(self) -> int:
@@ -62,6 +68,16 @@ class Runner:
         """Nothing starts any more; attempts under way end by themselves."""
         self.stopped = True
         self.cancel_timer()
+
+    def look_after(self, seconds: float, look: Callable[["Runner"], None]) -> None:
+        """Look again after so many seconds at the latest; `look` forgets the timer."""
+        loop = asyncio.get_running_loop()
+        at = loop.time() + min(seconds, _LONGEST_TIMER)
+        if self.timer is not None:
+            if self.timer.when() <= at + _EARLY_ENOUGH:
+                return
+            self.timer.cancel()
+        self.timer = loop.call_at(at, look, self)
 
     def cancel_timer(self) -> None:
         """Forget when to look again."""
@@ -79,7 +95,11 @@ class Runners:
         self._recorder = recorder
         self._runners: dict[int, Runner] = {}
         self._opening: set[int] = set()
-        self._under_way: Counter[int] = Counter()
+        self._leaving: Counter[int] = Counter()
+        """Attempts under way of runners that were dropped, by subscription."""
+        self._left = asyncio.Event()
+        self._feeding: set[int] = set()
+        self._barred: set[int] = set()
         self._paces: dict[int, tuple[str, Pace]] = {}
         self.accepting = True
 
@@ -101,21 +121,42 @@ class Runners:
             return runner.queue.buffered == 0
         return runner.queue.buffered <= self._settings.window // 2 and runner.queue.timed < _TIMED_MAX
 
-    def began(self, runner: Runner) -> None:
-        """An attempt is under way."""
-        runner.in_flight += 1
-        self._under_way[runner.key] += 1
-
     def ended(self, runner: Runner) -> None:
-        """It no longer is."""
+        """An attempt of it is no longer under way."""
         runner.in_flight -= 1
-        self._under_way[runner.key] -= 1
-        if not self._under_way[runner.key]:
-            del self._under_way[runner.key]
+        if runner.stopped:
+            self._leaving[runner.key] -= 1
+            if not self._leaving[runner.key]:
+                del self._leaving[runner.key]
+                self._left.set()
 
     def unsettled(self, key: int) -> bool:
         """Whether a former runner has attempts under way or unrecorded, which still look pending."""
-        return self._under_way[key] > 0 or self._recorder.holds(key)
+        return key in self._leaving or key in self._barred or self._recorder.holds(key)
+
+    async def left(self, shards: Collection[int]) -> None:
+        """Wait until no attempt of the runners that were dropped in these shards is under way."""
+        while any(self.shard_of(key) in shards for key in self._leaving):
+            self._left.clear()
+            await self._left.wait()
+
+    def bar(self, key: int) -> None:
+        """Until `unbar`, the subscription has no runner: it is about to be disabled, and not yet."""
+        self._barred.add(key)
+        self.drop(key)
+
+    def unbar(self, key: int) -> None:
+        """It may have a runner again, if it is active."""
+        self._barred.discard(key)
+
+    @contextmanager
+    def feeding(self, keys: Collection[int]) -> Iterator[None]:
+        """While rows are read for these they are not idle, though nothing is in memory of them."""
+        self._feeding.update(keys)
+        try:
+            yield
+        finally:
+            self._feeding.difference_update(keys)
 
     async def open(self, keys: list[int]) -> None:
         """Make runners for those of the subscriptions that are active.
@@ -127,9 +168,11 @@ class Runners:
         for config in await self._office.load_sinks(keys):
             if config.key not in self._opening:
                 continue  # changed while it was read: what was read may be from before
-            if config.status is Status.ACTIVE and config.key not in self._runners and self.accepting:
+            if config.status is not Status.ACTIVE:
+                self._forget_pace(config.key)
+            elif config.key not in self._runners and self.accepting:
                 try:
-                    sink = Sink.of(config)
+                    sink = Sink.of(config, self._settings.origin)
                 except ValueError:
                     log().error("sink-unusable", subscription=str(config.id))
                     continue
@@ -144,6 +187,8 @@ class Runners:
         runner = self._runners.pop(key, None)
         if runner is not None:
             runner.stop()
+            if runner.in_flight:
+                self._leaving[key] += runner.in_flight
 
     def drop_all(self) -> list[int]:
         """Forget everything; the keys of what there was."""
@@ -155,18 +200,23 @@ class Runners:
     def drop_idle(self, but: dict[int, None]) -> None:
         """Forget those that have nothing to do and won't have, with their paces."""
         for key, runner in list(self._runners.items()):
-            if runner.queue.idle and not runner.in_flight and key not in but:
+            if runner.queue.idle and not runner.in_flight and key not in but and key not in self._feeding:
                 self.drop(key)
-                self._forget_pace(key)
+                if runner.pace.failing_since is None:  # else it is still needed, when something comes again
+                    self._forget_pace(key)
 
     def _pace(self, config: SinkConfig) -> Pace:
-        """The pace of a sink, which outlives its runner; a sink that was changed starts anew."""
+        """The pace of a sink, which outlives its runner; a sink that was changed, or resumed, starts anew."""
+        since = None if config.failing_since is None else config.failing_since.timestamp()
         known = self._paces.get(config.key)
-        if known is None or known[0] != config.sink:
+        if known is None or known[0] != config.sink or (known[1].noted and since is None):
             self._forget_pace(config.key)
             known = self._paces[config.key] = (config.sink, Pace(self._settings.concurrency))
-        known[1].per_minute = config.allowed_rate
-        return known[1]
+        pace = known[1]
+        pace.per_minute = config.allowed_rate
+        if since is not None:
+            pace.failing_since, pace.noted = since, True
+        return pace
 
     def _forget_pace(self, key: int) -> None:
         _, pace = self._paces.pop(key, ("", None))

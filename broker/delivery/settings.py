@@ -12,6 +12,12 @@ class DeliverySettings(BaseModel):
 
     shards: int = Field(default=64, ge=1, le=1024, description="Shards of subscriptions; fixed at first start.")
     concurrency: int = Field(default=16, ge=1, le=256, description="Attempts under way for one sink at most.")
+    at_once: int = Field(
+        default=512, ge=16, le=10_000, description="Attempts under way in one process, those without answer apart."
+    )
+    disable_days: float = Field(
+        default=5, ge=0, le=365, description="A sink that fails for so long without a success is disabled. 0: never."
+    )
     window: int = Field(default=128, ge=8, le=4096, description="Deliveries of one subscription in memory at most.")
     attempt_seconds: float = Field(default=10, gt=0, le=120, description="Limit for one attempt, look-up to answer.")
     lease_seconds: float = Field(default=6, ge=1, le=60, description="How long shards stay with a silent process.")

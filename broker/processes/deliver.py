@@ -93,7 +93,7 @@ class DeliverProcess:
             self._delivery,
             self._leasing,
             self.office,
-            Sender(self._client, self._delivery.origin),
+            Sender(self._client),
             self._bodies,
             self._recorder,
         )
@@ -117,6 +117,7 @@ class DeliverProcess:
             "sweep": self._engine.feeder.sweep,
             "sweep-asked": self._sweep_when_asked,
             "recorder": self._recorder.run,
+            "disable": self._engine.disable,
             "handshakes": self._handshaker.run,
             "house": self._keep_house,
             "site": self._site.run,

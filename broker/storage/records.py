@@ -3,9 +3,9 @@
 No statement here costs more when the backlog grows: every read follows an index from a known place and is limited.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 import asyncpg
 
@@ -81,6 +81,41 @@ SELECT count(*) FROM recorded
 """
 """Records outcomes where the delivery is still pending and the shard is still ours: a late outcome changes nothing."""
 
+_RECORD_DELIVERED = """
+WITH outcome AS (
+    SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::smallint[], $5::smallint[], $6::float8[])
+        AS new (subscription, sequence, event_key, attempts, status, ended_at)
+    WHERE subscription % $9 = ANY ((
+        SELECT array_agg(leases.number) FROM leases
+        JOIN unnest($7::int[], $8::bigint[]) AS ours (number, epoch)
+            ON leases.kind = 'shard' AND leases.number = ours.number AND leases.epoch = ours.epoch
+    )::int[])
+), recorded AS (
+    UPDATE deliveries AS delivery
+    SET state = 'delivered', attempts = outcome.attempts, next_attempt_at = NULL,
+        ended_at = to_timestamp(outcome.ended_at), status = outcome.status, reason = NULL
+    FROM outcome
+    WHERE delivery.subscription = outcome.subscription AND delivery.sequence = outcome.sequence
+      AND delivery.event_key = outcome.event_key AND delivery.state = 'pending'
+    RETURNING delivery.subscription
+), totals AS (
+    INSERT INTO delivery_totals AS total (subscription, delivered)
+    SELECT subscription, count(*) FROM recorded GROUP BY subscription ORDER BY subscription
+    ON CONFLICT (subscription) DO UPDATE SET delivered = total.delivered + excluded.delivered
+)
+SELECT count(*) FROM recorded
+"""
+"""The same for successes alone, which nearly all are: the leases are looked up once instead of for each."""
+
+_NOTE_FAILING = """
+UPDATE subscriptions SET failing_since = to_timestamp(note.since)
+FROM unnest($1::bigint[], $2::float8[], $3::bigint[]) AS note (subscription, since, epoch)
+JOIN leases ON leases.kind = 'shard' AND leases.number = note.subscription % $4 AND leases.epoch = note.epoch
+WHERE subscriptions.key = note.subscription AND (failing_since IS NULL) <> (note.since IS NULL)
+"""
+"""Writes since when sinks fail, or (null) that they don't any more, where the shard is still ours. A time that stands
+there already stays. It is no change of the subscription: nobody but its sender goes by it."""
+
 _TOTALS = """
 SELECT coalesce(sum(numbers.last_sequence), 0)::bigint AS matched,
        coalesce(sum(totals.delivered + totals.dead + totals.cancelled), 0)::bigint AS ended
@@ -108,7 +143,25 @@ class OutcomeRow:
     reason: str | None
     epoch: int
 
+    @classmethod
+    def of_delivered(cls, row: "DeliveredRow", epoch: int) -> "OutcomeRow":
+        """The same outcome in full."""
+        subscription, sequence, event_key, attempts, status, ended_at = row
+        moment = datetime.fromtimestamp(ended_at, UTC)
+        return cls(subscription, sequence, event_key, "delivered", attempts, None, moment, status, None, epoch)
 
+
+@dataclass(frozen=True, slots=True)
+class FailingNote:
+    """Since when a sink fails, in seconds since 1970; None: it has accepted something."""
+
+    subscription: int
+    since: float | None
+    epoch: int
+
+
+DeliveredRow = tuple[int, int, int, int, int | None, float]
+"""A success: subscription, sequence, event key, attempts made, status, and when, in seconds since 1970."""
 AttemptRow = tuple[int, int, int, int, datetime, int, int | None, str | None, bytes | None]
 PendingRow = tuple[int, int, int, int | None, int, float]
 
@@ -140,9 +193,26 @@ async def bodies(connection: asyncpg.Connection, keys: Sequence[int]) -> list[tu
 
 
 async def record(
-    connection: asyncpg.Connection, outcomes: Sequence[OutcomeRow], attempts: Sequence[AttemptRow], shards: int
+    connection: asyncpg.Connection,
+    outcomes: Sequence[OutcomeRow],
+    attempts: Sequence[AttemptRow],
+    shards: int,
+    *,
+    delivered: Sequence[DeliveredRow] = (),
+    epochs: Mapping[int, int] | None = None,
 ) -> int:
-    """Record outcomes and failed attempts in one transaction; how many outcomes still counted."""
+    """Record outcomes and failed attempts in one transaction; how many outcomes still counted.
+
+    Args:
+        connection: with the settings of `connection_settings`.
+        outcomes: of any kind.
+        attempts: those that failed.
+        shards: how many there are.
+        delivered: successes; none of them has an end among `outcomes`.
+        epochs: the epoch of each shard under which `delivered` were sent.
+    """
+    if not outcomes and not attempts:
+        return await _record_delivered(connection, delivered, epochs or {}, shards)  # one statement commits by itself
     columns = zip(
         *(
             (
@@ -154,10 +224,28 @@ async def record(
         strict=True,
     )  # fmt: skip
     async with connection.transaction():
-        counted: int = await connection.fetchval(_RECORD, *map(list, columns), shards)
+        counted: int = await connection.fetchval(_RECORD, *(map(list, columns) if outcomes else [[]] * 10), shards)
+        if delivered:
+            counted += await _record_delivered(connection, delivered, epochs or {}, shards)
         if attempts:
             await connection.copy_records_to_table("attempts", columns=ATTEMPT_COLUMNS, records=attempts)
     return counted
+
+
+async def _record_delivered(
+    connection: asyncpg.Connection, delivered: Sequence[DeliveredRow], epochs: Mapping[int, int], shards: int
+) -> int:
+    counted: int = await connection.fetchval(
+        _RECORD_DELIVERED, *zip(*delivered, strict=True), list(epochs), list(epochs.values()), shards
+    )
+    return counted
+
+
+async def note_failing(connection: asyncpg.Connection, notes: Sequence[FailingNote], shards: int) -> None:
+    """Write since when sinks fail, in a transaction of its own: it takes locks that those who manage take first."""
+    await connection.execute(
+        _NOTE_FAILING, [n.subscription for n in notes], [n.since for n in notes], [n.epoch for n in notes], shards
+    )
 
 
 async def totals(connection: asyncpg.Connection, shards: Sequence[int], of: int) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from broker.delivery.client import Client
 from broker.delivery.fence import Fence
-from broker.delivery.sender import Sender, Sink
+from broker.delivery.sender import Sender, Sink, delivery_id
 from schemas.cloudevents import from_structured
 from subscriptions.secrets import signing_secret
 from subscriptions.sinks import SinkConfig
@@ -105,12 +105,15 @@ async def sent() -> AsyncIterator[dict[str, Sent]]:
             allowed_rate=None,
             headers={},
         )
-        sender = Sender(client, ORIGIN)
+        sender = Sender(client)
         for number, (name, members) in enumerate(EVENTS.items(), 1):
             published = {"specversion": "1.0", "id": f"e-{number}", "source": "urn:nld:oin:1:systeem:BAG",
                          "type": "nl.bag.pand-gewijzigd", **members}  # fmt: skip
             body = from_structured(json.dumps(published).encode()).body
-            outcome = await sender.send(Sink.of(config), number, 1 << 62, body)
+            made = Sink.of(config, ORIGIN)
+            outcome = await sender.send(
+                made, delivery_id(SUBSCRIPTION, number), 1 << 62, made.envelope.compose(body, number)
+            )
             assert outcome.reason is None
             asked = sink.asked[-1]
             received[name] = Sent(published | {"subscriptionsequence": str(number)}, asked.body, dict(asked.fields))

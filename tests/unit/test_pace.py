@@ -98,3 +98,61 @@ def test_abandoned_probe_is_made_again() -> None:
     pace.begin(1006)
     pace.abandoned()
     assert pace.wait(1006) == 0
+
+
+def answers(pace: Pace, seconds: float, count: int) -> None:
+    for _ in range(count):
+        pace.succeeded(seconds)
+
+
+def test_sink_that_becomes_slower_gets_fewer_side_by_side_and_more_again_when_it_recovers() -> None:
+    pace = Pace(16)
+    answers(pace, 0.05, 50)
+    assert pace.limit == 16
+    answers(pace, 1.0, 40)
+    assert pace.limit <= 4
+    answers(pace, 1.0, 20)
+    assert pace.limit >= 1
+    answers(pace, 0.05, 400)
+    assert pace.limit == 16
+
+
+def test_sink_that_is_slow_as_always_keeps_its_places() -> None:
+    pace = Pace(16)
+    answers(pace, 3.0, 500)
+    assert pace.limit == 16
+
+
+def test_what_is_usual_is_measured_anew() -> None:
+    pace = Pace(16)
+    answers(pace, 0.1, 100)
+    answers(pace, 1.0, 100)
+    assert pace.limit == 1
+    answers(pace, 1.0, 500)
+    assert pace.limit == 16, "it is slower for good, and not because of us"
+
+
+def test_differences_below_a_tenth_of_a_second_slow_nobody_down() -> None:
+    pace = Pace(16)
+    answers(pace, 0.001, 50)
+    answers(pace, 0.09, 500)
+    assert pace.limit == 16
+
+
+def test_slow_failures_slow_nothing_down_before_the_tenth() -> None:
+    pace = Pace(16)
+    answers(pace, 0.05, 50)
+    for _ in range(20):
+        for _ in range(FAILURES_TO_OPEN - 1):
+            attempt(pace, 1000, success=False)
+        attempt(pace, 1000, success=True)
+    assert pace.limit == 16
+
+
+def test_sink_fails_since_its_first_failure_without_a_success() -> None:
+    pace = Pace(16)
+    for now in (1000, 1500, 2000):
+        attempt(pace, now, success=False)
+    assert pace.failing_since == 1000
+    attempt(pace, 2001, success=True)
+    assert pace.failing_since is None

@@ -1,7 +1,8 @@
 """What is in memory of a subscription is never older than its last change."""
 
 import asyncio
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -38,7 +39,7 @@ class Office:
     def seal_excerpt(self, subscription_id: UUID, excerpt: bytes) -> bytes:
         raise NotImplementedError
 
-    async def sink_is_gone(self, subscription_id: UUID) -> None:
+    async def disable(self, subscription_id: UUID, reason: str) -> None:
         raise NotImplementedError
 
 
@@ -81,3 +82,78 @@ async def test_only_active_subscriptions_have_runners() -> None:
         opened = runners(office)
         await opened.open([KEY])
         assert (opened.get(KEY) is not None) is (status is Status.ACTIVE)
+
+
+async def opened(office: Office) -> Runners:
+    office.answer.set()
+    made = runners(office)
+    await made.open([KEY])
+    return made
+
+
+async def test_runner_that_rows_are_being_read_for_is_not_idle() -> None:
+    made = await opened(Office(config("https://sink.example/")))
+    runner = made.get(KEY)
+    assert runner is not None
+    runner.queue.more = False
+    with made.feeding([KEY]):
+        made.drop_idle(but={})
+        assert made.get(KEY) is runner, "the rows that are being read would be forgotten until the next sweep"
+    made.drop_idle(but={})
+    assert made.get(KEY) is None
+
+
+async def test_attempts_of_a_dropped_runner_are_waited_for() -> None:
+    made = await opened(Office(config("https://sink.example/")))
+    runner = made.get(KEY)
+    assert runner is not None
+    runner.in_flight = 2
+    made.drop(KEY)
+    assert made.unsettled(KEY)
+    await made.left({made.shard_of(KEY) + 1})
+    leaving = asyncio.create_task(made.left({made.shard_of(KEY)}))
+    for _ in range(2):
+        await asyncio.sleep(0)
+        assert not leaving.done()
+        made.ended(runner)
+    await leaving
+    assert not made.unsettled(KEY)
+
+
+async def test_subscription_about_to_be_disabled_gets_no_runner() -> None:
+    made = await opened(Office(config("https://sink.example/")))
+    made.bar(KEY)
+    assert made.get(KEY) is None
+    assert made.unsettled(KEY)
+    made.unbar(KEY)
+    assert not made.unsettled(KEY)
+
+
+async def test_time_of_failure_outlives_the_process_and_ends_with_a_resumption() -> None:
+    failing = replace(config("https://sink.example/"), failing_since=datetime(2026, 11, 20, tzinfo=UTC))
+    office = Office(failing)
+    made = await opened(office)
+    runner = made.get(KEY)
+    assert runner is not None
+    assert runner.pace.failing_since == datetime(2026, 11, 20, tzinfo=UTC).timestamp()
+    for since, status in ((failing.failing_since, Status.ACTIVE), (None, Status.ACTIVE)):
+        made.drop(KEY)
+        office.sink = replace(failing, failing_since=since, status=status)
+        await made.open([KEY])
+    again = made.get(KEY)
+    assert again is not None
+    assert (again.pace.failing_since, again.pace.noted) == (None, False)
+
+
+async def test_pace_of_a_failing_sink_is_kept_though_nothing_waits_for_it() -> None:
+    made = await opened(Office(config("https://sink.example/")))
+    runner = made.get(KEY)
+    assert runner is not None
+    runner.pace.failed(1000.0, None, 0)
+    runner.queue.more = False
+    made.drop_idle(but={})
+    assert made.get(KEY) is None
+    await made.open([KEY])
+    again = made.get(KEY)
+    assert again is not None
+    assert again.pace is runner.pace
