@@ -35,6 +35,12 @@ async def publisher(bode: Delivering) -> Publisher:
     return await bode.own_types()
 
 
+async def has_failed_for_days(bode: Delivering, identity: UUID) -> None:
+    """As a process finds it that takes over."""
+    await bode.alter(identity, "failing_since = now() - interval '6 days'")
+    bode.process._engine.changed((await bode.row(identity))["key"])
+
+
 async def until_noted(bode: Delivering, identity: UUID, *, failing: bool) -> None:
     async with asyncio.timeout(15):
         while ((await bode.row(identity))["failing_since"] is not None) is not failing:
@@ -46,7 +52,7 @@ async def test_sink_that_failed_for_days_is_disabled_and_its_backlog_is_kept(
 ) -> None:
     sink.answers["POST", "/"] = lambda _: answer("500 Oops")
     identity = await bode.active(publisher, sink.url("/"))
-    await bode.alter(identity, "failing_since = now() - interval '6 days'")
+    await has_failed_for_days(bode, identity)
     await bode.publish(publisher, "a", "a", "b")
     shown = await bode.wait_for(identity, status="disabled")
     assert shown["statusReason"] == "sink-failing: the sink has accepted nothing for 5 days"
@@ -68,7 +74,7 @@ async def test_sink_that_failed_for_days_is_disabled_and_its_backlog_is_kept(
 
 async def test_success_ends_the_time_of_failure(bode: Delivering, publisher: Publisher, sink: RawSink) -> None:
     identity = await bode.active(publisher, sink.url("/"))
-    await bode.alter(identity, "failing_since = now() - interval '6 days'")
+    await has_failed_for_days(bode, identity)
     await bode.publish(publisher, "a")
     await bode.tried(identity, "delivered")
     await until_noted(bode, identity, failing=False)
