@@ -17,7 +17,9 @@ from broker.ingest.consumer import IngestSettings
 from subscriptions.callers import ApiSettings
 from subscriptions.consent import HandshakeSettings
 from subscriptions.database import DatabaseSettings
+from subscriptions.proxies import ProxySettings
 from subscriptions.secrets import SecretsSettings
+from subscriptions.tokens import OauthSettings
 
 
 class EventSettings(BaseModel):
@@ -74,6 +76,8 @@ class Settings(BaseSettings):
     fence: FenceSettings = FenceSettings()
     secrets: SecretsSettings
     api: ApiSettings = ApiSettings()
+    oauth: OauthSettings = OauthSettings()
+    proxy: ProxySettings = ProxySettings()
     handshake: HandshakeSettings = HandshakeSettings()
     serve: ServeSettings = ServeSettings()
     log: LogSettings = LogSettings()

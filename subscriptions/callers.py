@@ -1,26 +1,29 @@
-"""Who calls: API keys, their scopes and their pace.
+"""Who calls: API keys, access tokens or client certificates, their scopes and their pace.
 
-A key is looked up at most once in `cache_seconds`, so a request costs no database round trip and a revoked key works
-no longer than that; its last use is written at most once a minute.
+A key, or an organisation by its OIN, is looked up at most once in `cache_seconds`, so a request costs no database round
+trip and a revoked key works no longer than that; a key's last use is written at most once a minute.
 """
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Final
-from uuid import UUID, uuid4
+from typing import Annotated, Final, TypeAlias
+from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from starlette.requests import Request
 
 from schemas.problems import Forbidden, NotFound, TooManyRequests, Unauthenticated
 from subscriptions.database import AnyRow
+from subscriptions.proxies import ProxySettings, certificate_oin
 from subscriptions.secrets import API_KEY_PREFIX, api_key, digest_of
 from subscriptions.tables import api_keys, organisations
+from subscriptions.tokens import OauthSettings, Tokens
 
 _LAST_USED_EVERY: Final = timedelta(minutes=1)
 _LONGEST_KEY: Final = 200
@@ -90,9 +93,10 @@ class Organisation:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Someone whose key we know. No organisation: the operator."""
+    """Someone whom we know. No organisation: the operator."""
 
     key_id: UUID
+    """The API key; of a caller without one, an id made of the issuer of its token and its OIN."""
     organisation: Organisation | None
     scopes: frozenset[Scope]
 
@@ -133,33 +137,72 @@ class _Bucket:
 
 
 class Callers:
-    """Recognises callers by their `Authorization` header, and holds each key to its rate."""
+    """Recognises callers by their credentials, and holds each to its rate."""
 
     def __init__(
-        self, engine: AsyncEngine, settings: ApiSettings, *, clock: Callable[[], float] = time.monotonic
+        self,
+        engine: AsyncEngine,
+        settings: ApiSettings,
+        *,
+        oauth: OauthSettings | None = None,
+        proxy: ProxySettings | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._settings = settings
+        self._proxy = proxy or ProxySettings()
+        self._tokens = Tokens(oauth, clock) if oauth is not None and oauth.enabled else None
         self._clock = clock
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._buckets: OrderedDict[UUID, _Bucket] = OrderedDict()
 
-    async def authenticate(self, header: str | None) -> Caller:
-        """Returns the caller whose key the header holds.
+    async def identify(self, request: Request) -> Caller:
+        """Returns the caller of a request: by its `Authorization`, or else by its client certificate.
 
         Raises:
-            Unauthenticated: no key, or one that is unknown, expired or revoked.
+            Unauthenticated: no credentials, none that we know, or a certificate of another organisation than theirs.
+            Forbidden: no organisation with the OIN of the token or certificate is registered here.
+            Unavailable: what is needed to judge a token can't be had.
+        """
+        oin = certificate_oin(request, self._proxy)
+        header = request.headers.get("authorization")
+        if header is None and oin is not None:
+            return await self._organisation_caller("certificate", oin, self._proxy.scopes)
+        caller = await self.authenticate(header)
+        if oin is not None and caller.organisation is not None and caller.organisation.oin != oin:
+            raise Unauthenticated("The client certificate is another organisation's.", known=True)
+        return caller
+
+    async def authenticate(self, header: str | None) -> Caller:
+        """Returns the caller whose key or token an `Authorization` header holds.
+
+        Raises:
+            Unauthenticated: none, or one that is unknown, expired or revoked.
+            Forbidden, Unavailable: as `identify`.
         """
         if not header:
             raise Unauthenticated
-        scheme, _, key = header.partition(" ")
-        key = key.strip()
-        if scheme.lower() != "bearer" or not key.startswith(API_KEY_PREFIX) or len(key) > _LONGEST_KEY:
+        scheme, _, credential = header.partition(" ")
+        credential = credential.strip()
+        if scheme.lower() != "bearer" or not credential.isascii():
             raise Unauthenticated(known=True)
-        known = await self._look_up(digest_of(key))
+        if self._tokens is not None and not credential.startswith(API_KEY_PREFIX):
+            claims = await self._tokens.judge(credential)
+            return await self._organisation_caller(claims.issuer, claims.oin, claims.scopes)
+        if not credential.startswith(API_KEY_PREFIX) or len(credential) > _LONGEST_KEY:
+            raise Unauthenticated(known=True)
+        known = await self._look_up(digest_of(credential), _find_key)
         if known.caller is None or (known.expires_at is not None and known.expires_at <= datetime.now(UTC)):
             raise Unauthenticated(known=True)
         return known.caller
+
+    async def _organisation_caller(self, vouched_by: str, oin: str, scopes: Iterable[str]) -> Caller:
+        """The caller for whom somebody else vouches; never an operator, whatever is said."""
+        known = await self._look_up(f"oin {oin}".encode(), _find_organisation)
+        if known.caller is None:
+            raise Forbidden("No organisation with this OIN is registered here.")
+        allowed = frozenset(scope for scope in ORGANISATION_SCOPES if scope.value in set(scopes))
+        return Caller(uuid5(NAMESPACE_URL, f"{vouched_by} {oin}"), known.caller.organisation, allowed)
 
     def take(self, caller: Caller) -> None:
         """Counts one request of this caller.
@@ -180,26 +223,34 @@ class Callers:
             raise TooManyRequests((1 - bucket.tokens) / rate)
         bucket.tokens -= 1
 
-    async def _look_up(self, digest: bytes) -> _Known:
-        known = self._known.get(digest)
+    async def _look_up(self, what: bytes, find: "_Find") -> _Known:
+        known = self._known.get(what)
         if known is not None and self._clock() - known.read_at < self._settings.cache_seconds:
             return known
         read_at = self._clock()
         async with self._engine.begin() as connection:
-            row = await _find_key(connection, digest)
-            if row is not None:
-                await _note_use(connection, row)
-        caller = None if row is None else _caller(row)
-        known = _Known(caller, None if row is None else row.expires_at, read_at)
-        self._known[digest] = known
-        self._known.move_to_end(digest)
+            caller, expires_at = await find(connection, what)
+        known = _Known(caller, expires_at, read_at)
+        self._known[what] = known
+        self._known.move_to_end(what)
         if len(self._known) > self._settings.cache_size:
             self._known.popitem(last=False)
         return known
 
 
-async def _find_key(connection: AsyncConnection, digest: bytes) -> AnyRow | None:
-    # Finds a key that still works, with its organisation.
+_Find: TypeAlias = Callable[[AsyncConnection, bytes], Awaitable[tuple[Caller | None, datetime | None]]]
+
+
+async def _find_organisation(connection: AsyncConnection, what: bytes) -> tuple[Caller | None, None]:
+    # Finds the organisation with an OIN; it has no scopes yet.
+    oin = what.decode().removeprefix("oin ")
+    statement = select(organisations.c.id, organisations.c.oin, organisations.c.name).where(organisations.c.oin == oin)
+    row = (await connection.execute(statement)).one_or_none()
+    return (None if row is None else Caller(row.id, Organisation(*row), frozenset())), None
+
+
+async def _find_key(connection: AsyncConnection, digest: bytes) -> tuple[Caller | None, datetime | None]:
+    # Finds a key that still works, with its organisation, and notes its use.
     found = await connection.execute(
         select(
             api_keys.c.id,
@@ -217,7 +268,11 @@ async def _find_key(connection: AsyncConnection, digest: bytes) -> AnyRow | None
             or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > func.now()),
         )
     )
-    return found.one_or_none()
+    row = found.one_or_none()
+    if row is None:
+        return None, None
+    await _note_use(connection, row)
+    return _caller(row), row.expires_at
 
 
 async def _note_use(connection: AsyncConnection, row: AnyRow) -> None:

@@ -43,7 +43,7 @@ class Route(APIRoute):
             context = context_of(request)
             request.state.operation = self.operation_id
             if scopes:
-                caller = await context.callers.authenticate(request.headers.get("authorization"))
+                caller = await context.callers.identify(request)
                 context.callers.take(caller)
                 caller.require(scopes)
                 request.state.caller = caller

@@ -20,6 +20,11 @@ _HEADERS: Final = {
     },
 }
 
+_CREDENTIALS: Final = (
+    "A key that Bode issued (`bode_…`), or an access token (JWT) of the authorization server that this installation "
+    "trusts; a token needs the OIN of a registered organisation."
+)
+
 
 def describe(app: FastAPI, settings: ApiSettings) -> None:
     """Makes `app.openapi()` return the completed document."""
@@ -45,9 +50,7 @@ def _complete(document: dict[str, Any], server: str) -> dict[str, Any]:
     schemas |= problems["$defs"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    components["securitySchemes"] = {
-        SECURITY_SCHEME: {"type": "http", "scheme": "bearer", "description": "A key that Bode issued: `bode_…`."}
-    }
+    components["securitySchemes"] = {SECURITY_SCHEME: {"type": "http", "scheme": "bearer", "description": _CREDENTIALS}}
     document["servers"] = [{"url": server}]
     document["paths"] = {path.removeprefix(API_PREFIX) or "/": item for path, item in document["paths"].items()}
     for path, item in document["paths"].items():

@@ -141,7 +141,12 @@ def _context(resources: Resources, route_domain: RouteDomain) -> Context:
         engine=resources.engine,
         keys=resources.keys,
         settings=resources.settings.api,
-        callers=Callers(resources.engine, resources.settings.api),
+        callers=Callers(
+            resources.engine,
+            resources.settings.api,
+            oauth=resources.settings.oauth,
+            proxy=resources.settings.proxy,
+        ),
         check_sink=check_sink,
         count_evaluated=lambda condition: cost(condition).evaluated_always,
         health_of=health_of,

@@ -59,6 +59,7 @@ class Site:
             access_log=False,
             lifespan="off",
             server_header=False,
+            proxy_headers=False,  # a caller's address is that of the connection: what it may claim rests on it
             timeout_graceful_shutdown=_GRACE_SECONDS,
             h11_max_incomplete_event_size=64 * 1024,
         )

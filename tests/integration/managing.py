@@ -21,8 +21,10 @@ from subscriptions.callers import ApiSettings, Callers, Scope, create_key
 from subscriptions.change_log import changing
 from subscriptions.context import Context, RouteDomain
 from subscriptions.database import DatabaseSettings, create_engine, metadata
+from subscriptions.proxies import ProxySettings
 from subscriptions.routes import install
 from subscriptions.secrets import KeyRing, generate_encryption_key
+from subscriptions.tokens import OauthSettings
 
 RING = KeyRing([generate_encryption_key()])
 _RANDOM = Random()
@@ -62,13 +64,15 @@ async def _nobody_sends(_: int) -> None:
 class World:
     engine: AsyncEngine
     settings: ApiSettings
+    oauth: OauthSettings | None = None
+    proxy: ProxySettings | None = None
     clock: Clock = field(default_factory=Clock)
     health: dict[int, Health] = field(default_factory=dict)
     cancelled: list[tuple[Any, ...]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.app = FastAPI(title="Bode", version="0.1.0", openapi_url="/v1/openapi.json")
-        callers = Callers(self.engine, self.settings, clock=self.clock)
+        callers = Callers(self.engine, self.settings, oauth=self.oauth, proxy=self.proxy, clock=self.clock)
         context = Context(
             engine=self.engine,
             keys=RING,
@@ -140,6 +144,7 @@ class World:
         body: Any = None,
         raw: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        client: str = "192.0.2.1",
     ) -> Answer:
         """Sends one request; a path is taken from under /v1, a URL as it is."""
         path, _, query = path.removeprefix("http://bode.example/v1").partition("?")
@@ -163,7 +168,7 @@ class World:
             "query_string": query.encode(),
             "headers": [(name.lower().encode(), value.encode()) for name, value in sent.items()],
             "server": ("bode.example", 80),
-            "client": ("192.0.2.1", 1),
+            "client": (client, 1),
         }
         received: list[Any] = []
 
@@ -204,11 +209,13 @@ def database(postgres_url: str) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def world(url: str, **settings: Any) -> AsyncIterator[World]:
+async def world(
+    url: str, *, oauth: OauthSettings | None = None, proxy: ProxySettings | None = None, **settings: Any
+) -> AsyncIterator[World]:
     """Makes an API on a database."""
     engine = create_engine(DatabaseSettings.model_validate({"url": url}))
     try:
-        yield World(engine, ApiSettings(**settings))
+        yield World(engine, ApiSettings(**settings), oauth, proxy)
     finally:
         await engine.dispose()
 
