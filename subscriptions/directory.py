@@ -76,8 +76,11 @@ class Directory:
     _granting: dict[tuple[UUID, str], tuple[GrantEntry, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def organisation_of_user(self, amqp_user: str) -> OrganisationEntry | None:
-        """Returns the organisation that a RabbitMQ user speaks for."""
-        return self._by_amqp_user.get(amqp_user)
+        """Returns the organisation that a RabbitMQ user speaks for.
+
+        The API, which RabbitMQ lets publish as any user, names an organisation without one by its OIN.
+        """
+        return self._by_amqp_user.get(amqp_user) or self._by_oin.get(amqp_user)
 
     def organisation_of_source(self, source: str) -> OrganisationEntry | None:
         """Returns the organisation that may speak for a source: by its OIN in the URN, or because it's listed."""

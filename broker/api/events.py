@@ -34,9 +34,10 @@ _EVENT_SCHEMA = {
     "description": "A CloudEvent 1.0 that keeps to the NL GOV profile; extension attributes are kept.",
     "required": ["specversion", "id", "source", "type"],
     "properties": {
-        name: {"type": "string", "description": f"CloudEvents attribute `{name}`."}
-        for name in ("specversion", "id", "source", "type", "subject", "time", "dataschema", "datacontenttype")
-    },
+        name: {"type": "string", "minLength": 1, "description": f"CloudEvents attribute `{name}`."}
+        for name in ("id", "source", "type", "subject", "time", "dataschema", "datacontenttype")
+    }
+    | {"specversion": {"const": "1.0", "description": "CloudEvents attribute `specversion`."}},
     "additionalProperties": True,
     "examples": [_EXAMPLE],
 }

@@ -147,3 +147,12 @@ def test_a_domain_overlaps_with_patterns_in_it_and_around_it(
     types: list[str], asked: str | None, expected: bool
 ) -> None:
     assert overlaps(types, types=(), domain=asked) is expected
+
+
+def test_who_has_no_user_of_rabbitmq_is_known_by_its_oin_as_the_api_publishes_for_it() -> None:
+    made = directory(organisation(BRP, BRP_OIN), organisation(BAG, BAG_OIN, "bag"))
+    for user, owner in ((BRP_OIN, BRP), ("bag", BAG), (BAG_OIN, BAG)):
+        found = made.organisation_of_user(user)
+        assert found is not None
+        assert found.id == owner
+    assert made.organisation_of_user("nobody") is None

@@ -14,6 +14,7 @@ from broker.api.context import BrokerContext
 from subscriptions.callers import ApiSettings
 from subscriptions.context import Context
 from subscriptions.http import Route
+from tests.authorisation import MATRIX
 
 METHODS = ("get", "put", "post", "patch", "delete")
 CAMEL = re.compile(r"[a-z][a-z0-9]*([A-Z][a-z0-9]*)*")
@@ -182,3 +183,8 @@ def test_a_route_that_says_nothing_of_itself_is_not_accepted() -> None:
 
     with pytest.raises(TypeError, match="operation"):
         Route("/silent", silent)
+
+
+def test_every_operation_says_in_the_matrix_who_may_do_it() -> None:
+    """Who adds an operation adds a row to tests/authorisation.py; tests/e2e/test_authorisation.py calls it."""
+    assert {operation["operationId"] for operation in OPERATIONS.values()} == MATRIX.keys()
