@@ -47,6 +47,7 @@ BREAKERS_OPEN = Gauge("bode_breakers_open", "Sinks of this process whose circuit
 IN_FLIGHT = Gauge("bode_attempts_in_flight", "Attempts under way in this process.")
 UNRECORDED = Gauge("bode_outcomes_unrecorded", "Outcomes waiting for their commit.")
 SHARDS = Gauge("bode_shards_held", "Shards that this process owns.")
+HEARTBEATS = Counter("bode_heartbeats", "Heartbeats, by result: success or the reason of failure.", ["result"])
 HANDSHAKES = Counter("bode_handshakes", "Webhook handshakes, by result.", ["result"])
 
 WORKER_UP = Gauge("bode_worker_up", "1 while the worker runs as it should.", ["worker"])

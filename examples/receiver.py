@@ -11,6 +11,7 @@ What every receiver needs to do, and where it is done here:
 3. Store once:  a notification can come twice; its number tells. Store it, then answer.    -> Store.add
 4. Answer soon: 204 after the commit, within ten seconds; do the work afterwards.          -> do_POST
 5. Look:        numbers run from 1 without gaps, so what is missing can be seen.           -> Store.missing
+                A heartbeat, if you asked for them, tells the last number: a missing tail. -> do_POST
 6. Prove:       now and then compare digests of what is stored with those of Bode.         -> reconcile
 
 The order in which notifications of one subject arrive is the order in which they happened. Those of different subjects
@@ -32,6 +33,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 TOLERANCE_SECONDS = 5 * 60
 LARGEST_BODY = 1024 * 1024
+HEARTBEAT = "nl.bode.heartbeat"
 
 
 def verify(secrets, headers, body, now):
@@ -81,14 +83,18 @@ class Store:
             )
             return done.rowcount == 1
 
-    def missing(self, subscription):
-        """The gaps from number 1 to the highest received, as (first, last)."""
+    def missing(self, subscription, last=0):
+        """The gaps from number 1 to the highest received, or to `last` if that is higher, as (first, last)."""
         with self._lock:
-            return self._database.execute(
+            gaps = self._database.execute(
                 "SELECT previous + 1, sequence - 1 FROM (SELECT sequence, lag(sequence, 1, 0) OVER (ORDER BY sequence)"
                 " AS previous FROM notifications WHERE subscription = ?) WHERE sequence > previous + 1",
                 (subscription,),
             ).fetchall()
+            [highest] = self._database.execute(
+                "SELECT coalesce(max(sequence), 0) FROM notifications WHERE subscription = ?", (subscription,)
+            ).fetchone()
+        return gaps + ([(highest + 1, last)] if last > highest else [])
 
     def between(self, subscription, first, last):
         """The events of a range by number."""
@@ -154,9 +160,18 @@ class Handler(BaseHTTPRequestHandler):
             return
         try:
             event = json.loads(body)
-            subscription, sequence = event["subscription"], int(event["subscriptionsequence"])
+            subscription = event["subscription"]
+            if event["type"] == HEARTBEAT and "subscriptionsequence" not in event:
+                sequence, last = None, int(event["data"]["lastSequence"])
+            else:
+                sequence, last = int(event["subscriptionsequence"]), 0
         except (ValueError, KeyError, TypeError):
             self.answer(400)
+            return
+        if sequence is None:  # nothing to store: it says how far the numbers go
+            self.answer(204)
+            gaps = ", ".join(f"{first}-{end}" for first, end in self.server.store.missing(subscription, last))
+            print(f"heartbeat: last {last}{f', missing {gaps}' if gaps else ', nothing missing'}", flush=True)
             return
         new = self.server.store.add(subscription, sequence, body.decode())
         self.answer(204)

@@ -184,6 +184,8 @@ def _columns(body: SubscriptionBody) -> dict[str, Any]:
         "types": body.types or [],
         "filters": body.filters or [],
         "config": body.config or {},
+        "heartbeat_seconds": body.heartbeat_seconds,
+        "heartbeat_at": None,
         "subscriber_reference": body.subscriber_reference,
         "ordering": body.ordering.value,
         "retry": None if body.retry is None else [delay.total_seconds() for delay in body.retry.delays],

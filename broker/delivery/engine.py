@@ -29,10 +29,10 @@ from broker.delivery.bodies import Bodies, Body, BodyWanted
 from broker.delivery.feeder import DATABASE_TROUBLE, Feeder, Ownership
 from broker.delivery.lanes import Delivery
 from broker.delivery.outcomes import GONE, Outcome, Reason, Verdict, conclude
-from broker.delivery.pace import NOTED_AFTER_SECONDS
+from broker.delivery.pace import NOTED_AFTER_SECONDS, BreakerState
 from broker.delivery.recorder import Recorder
 from broker.delivery.runners import Office, Runner, Runners
-from broker.delivery.sender import Sender, Sending
+from broker.delivery.sender import Sender, Sending, Sink
 from broker.delivery.settings import DeliverySettings
 from broker.delivery.turns import PATIENCE, Place, Rank, Turns
 from broker.storage.records import AttemptRow, FailingNote, OutcomeRow
@@ -53,6 +53,7 @@ _DATABASE_SECONDS = 0.5
 _UNREADABLE_SECONDS = 60.0
 _FRESH_SECONDS = 5.0
 """An event that was accepted longer ago is no longer fresh: it goes behind those that are."""
+_SINK_GONE = "sink-gone: the sink answered 410"
 _attempts = cache(ATTEMPTS.labels)
 _deliveries = cache(DELIVERIES.labels)
 
@@ -130,7 +131,7 @@ class Engine:
         self._attempts: set[Attempt] = set()
         self._all_ended = asyncio.Event()
         self._serving_later: asyncio.TimerHandle | None = None
-        self._to_disable: asyncio.Queue[tuple[Runner, str]] = asyncio.Queue()
+        self._to_disable: asyncio.Queue[tuple[Sink, str]] = asyncio.Queue()
         IN_FLIGHT.set_function(lambda: len(self._attempts))
 
     # what others tell the engine
@@ -143,6 +144,15 @@ class Engine:
     def forget(self) -> None:
         """Anything may have changed: all that is in memory is read anew."""
         self.feeder.wake(self._runners.drop_all())
+
+    def sink_is_gone(self, sink: Sink) -> None:
+        """It answered 410 to something else than a notification: the subscription is disabled."""
+        self._give_up_sink(sink, _SINK_GONE)
+
+    def resting(self, subscription: int) -> bool:
+        """Whether the sink's pace, as far as this process knows it, lets nothing go now."""
+        pace = self._runners.pace_of(subscription)
+        return pace is not None and (pace.state is not BreakerState.CLOSED or pace.wait(self._clock()) > 0)
 
     async def released(self, shards: Iterable[int]) -> None:
         """These shards are no longer ours: stop sending for them and let attempts under way be recorded."""
@@ -355,8 +365,7 @@ class Engine:
         if reason is not None:
             # the delivery stays, and goes on when the subscription is resumed
             self._record(attempt, Verdict(PENDING, timedelta(0), verdict.reason), now, outcome.status, row)
-            self._runners.bar(runner.key)
-            self._to_disable.put_nowait((runner, reason))
+            self._give_up_sink(runner.sink, reason)
         elif verdict.wait is not None:
             delivery.due = now + verdict.wait.total_seconds()
             self._record(attempt, verdict, now, outcome.status, row)
@@ -368,7 +377,7 @@ class Engine:
     def _reason_to_disable(self, attempt: Attempt, outcome: Outcome, now: float) -> str | None:
         """Why no more is sent to this sink, if so; and take down since when it fails."""
         if outcome.status == GONE:
-            return "sink-gone: the sink answered 410"
+            return _SINK_GONE
         pace = attempt.runner.pace
         if pace.failing_since is None:
             return None
@@ -424,17 +433,21 @@ class Engine:
             row,
         )
 
+    def _give_up_sink(self, sink: Sink, reason: str) -> None:
+        self._runners.bar(sink.config.key)
+        self._to_disable.put_nowait((sink, reason))
+
     async def disable(self) -> None:
         """Disable the subscriptions whose sinks are gone or have failed for too long, until cancelled."""
         while True:
-            runner, reason = await self._to_disable.get()
-            identity = str(runner.sink.config.id)
+            sink, reason = await self._to_disable.get()
+            key, identity = sink.config.key, str(sink.config.id)
             try:
-                await self._office.disable(runner.sink.config.id, reason)
+                await self._office.disable(sink.config.id, reason)
                 log().warning("sink-disabled", subscription=identity, reason=reason.partition(":")[0])
             except DATABASE_TROUBLE as error:
                 # the next attempt finds the sink as it was
                 WORKER_ERRORS.labels("disable").inc()
                 log().warning("disable-failed", subscription=identity, error=type(error).__name__)
-            self._runners.unbar(runner.key)
-            self.feeder.wake([runner.key])
+            self._runners.unbar(key)
+            self.feeder.wake([key])

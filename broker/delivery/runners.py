@@ -218,6 +218,11 @@ class Runners:
             pace.failing_since, pace.noted = since, True
         return pace
 
+    def pace_of(self, key: int) -> Pace | None:
+        """The pace of a sink, if anything was sent to it lately."""
+        known = self._paces.get(key)
+        return None if known is None else known[1]
+
     def _forget_pace(self, key: int) -> None:
         _, pace = self._paces.pop(key, ("", None))
         if pace is not None and pace.state is not BreakerState.CLOSED:

@@ -11,6 +11,7 @@ from broker.delivery.engine import Engine
 from broker.delivery.feeder import DATABASE_TROUBLE
 from broker.delivery.fence import Fence
 from broker.delivery.handshake import Handshaker
+from broker.delivery.heartbeats import Heartbeats
 from broker.delivery.office import DirectoryOffice
 from broker.delivery.recorder import Recorder
 from broker.delivery.sender import Sender
@@ -88,14 +89,18 @@ class DeliverProcess:
             catch_up=self.office.catch_up,
             sure=self._sweep_asked.set,
         )
+        sender = Sender(self._client)
         self._engine = Engine(
+            resources.pool, self._delivery, self._leasing, self.office, sender, self._bodies, self._recorder
+        )
+        self._heartbeats = Heartbeats(
             resources.pool,
             self._delivery,
             self._leasing,
             self.office,
-            Sender(self._client),
-            self._bodies,
-            self._recorder,
+            sender,
+            resting=self._engine.resting,
+            gone=self._engine.sink_is_gone,
         )
         self._listener = Listener(
             resources.dsn,
@@ -119,6 +124,7 @@ class DeliverProcess:
             "recorder": self._recorder.run,
             "disable": self._engine.disable,
             "handshakes": self._handshaker.run,
+            "heartbeats": self._heartbeats.run,
             "house": self._keep_house,
             "site": self._site.run,
             "announce": self._announce,

@@ -149,7 +149,7 @@ async def _listen_to_own(
         await receiver.listen_preferably(folder.port)
     else:
         await _listen_on(receiver, port)
-    inbox = Inbox(reporter.taken, reporter.refused)
+    inbox = Inbox(reporter.taken, reporter.refused, reporter.beaten)
     receiver.add(_PATH, inbox)
     sink = receiver.url + _PATH
     own = await OwnSubscription.take_up(api, folder, wish, inbox, sink=sink, port=receiver.port)
@@ -183,7 +183,7 @@ async def _listen_to_given(
     stop: asyncio.Event,
 ) -> None:
     await _listen_on(receiver, port)
-    inbox = Inbox(reporter.taken, reporter.refused)
+    inbox = Inbox(reporter.taken, reporter.refused, reporter.beaten)
     inbox.open(secret, ledger)
     for path in ("/", _PATH):
         receiver.add(path, inbox)

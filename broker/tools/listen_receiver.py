@@ -20,6 +20,7 @@ from typing import Any, Final, Self
 import orjson
 from aiohttp import web
 
+from broker.delivery.heartbeats import HEARTBEAT_TYPE
 from broker.storage.tables import accepted_at
 from broker.tools.listen_ledger import Ledger
 from broker.tools.listen_reconcile import Marks
@@ -76,12 +77,26 @@ class Notification:
     event: Mapping[str, Any] = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """How far the numbers of a quiet subscription go: the last one, and the one through which all have ended."""
+
+    last: int
+    complete_through: int
+
+
 class Inbox:
     """Where the notifications of one subscription arrive."""
 
-    def __init__(self, taken: Callable[[Notification], None], refused: Callable[[Refusal], None]) -> None:
+    def __init__(
+        self,
+        taken: Callable[[Notification], None],
+        refused: Callable[[Refusal], None],
+        beaten: Callable[[Heartbeat], None] = lambda _: None,
+    ) -> None:
         self._taken = taken
         self._refused = refused
+        self._beaten = beaten
         self._secret: str | None = None
         self._marks: Marks | None = None
         self.ledger = Ledger()
@@ -101,6 +116,9 @@ class Inbox:
             return self._refuse(fault, 401)
         try:
             event = orjson.loads(body)
+            if event["type"] == HEARTBEAT_TYPE and "subscriptionsequence" not in event:
+                self._beaten(Heartbeat(int(event["data"]["lastSequence"]), int(event["data"]["completeThrough"])))
+                return 204
             number, kind = int(event["subscriptionsequence"]), str(event["type"])
         except (ValueError, TypeError, KeyError):
             return self._refuse(Fault.NOT_UNDERSTOOD, 400)

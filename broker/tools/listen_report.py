@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 
 from broker.tools.client import CallFailed
 from broker.tools.listen_ledger import Ledger, say
-from broker.tools.listen_receiver import Fault, Notification, Refusal
+from broker.tools.listen_receiver import Fault, Heartbeat, Notification, Refusal
 
 Tell: TypeAlias = Callable[[str], None]
 """Prints a line."""
@@ -31,6 +31,14 @@ class Reporter:
         self._show_data = show_data
         self._arrived = asyncio.Event()
         self._said: str | None = None
+        self._last = 0
+
+    def beaten(self, heartbeat: Heartbeat) -> None:
+        """A heartbeat told how far the numbers go."""
+        self._last = max(self._last, heartbeat.last)
+        self._tell(f"♥ last number {heartbeat.last}, all ended through {heartbeat.complete_through}")
+        self._said = None
+        self._arrived.set()
 
     def taken(self, notification: Notification) -> None:
         """A notification was taken."""
@@ -67,11 +75,11 @@ class Reporter:
             if ask is not None:
                 with suppress(CallFailed):  # the API is away: the ledger still tells of gaps
                     health = await ask()
-            text = completeness(ledger, health)
+            text = completeness(ledger, health, self._last)
             if text is not None and text != self._said:
                 self._tell(text)
                 self._said = text
-            settled = not ledger.missing(None if health is None else health["lastSequence"])
+            settled = not ledger.missing(None if health is None else max(health["lastSequence"], self._last))
             if prove is not None and health is not None and (settled or health["pending"] == 0):
                 with suppress(CallFailed):
                     proof = await prove()
@@ -93,9 +101,9 @@ class Reporter:
                         return
 
 
-def completeness(ledger: Ledger, health: Health | None) -> str | None:
-    """What can be said of completeness; None: there is nothing yet."""
-    through = ledger.highest if health is None else max(ledger.highest, health["lastSequence"])
+def completeness(ledger: Ledger, health: Health | None, told: int = 0) -> str | None:
+    """What can be said of completeness; None: there is nothing yet. `told` is the last number by a heartbeat."""
+    through = max(ledger.highest, told, 0 if health is None else health["lastSequence"])
     if through == 0:
         return None
     missing = ledger.missing(through)
@@ -105,7 +113,7 @@ def completeness(ledger: Ledger, health: Health | None) -> str | None:
     if missing:
         parts.append(f"not here yet: {say(missing)}")
     else:
-        parts.append("nothing missing" if health is not None else "no gaps")
+        parts.append("nothing missing" if health is not None or told >= ledger.highest else "no gaps")
     if missing and health is not None:
         parts.append(f"{health['pending']} pending, {health['deadLetters']} given up")
     if ledger.duplicates:

@@ -120,6 +120,9 @@ class RetryPolicy(Resource):
         return self
 
 
+HEARTBEAT_SECONDS: Final = "heartbeatSeconds"
+_LEAST_HEARTBEAT_SECONDS: Final = 10
+_MOST_HEARTBEAT_SECONDS: Final = 86_400
 _SINK = "https://afnemer.example.nl/notificaties"
 _EXAMPLE: Final[dict[str, Any]] = {
     "sink": _SINK,
@@ -135,6 +138,18 @@ def _refuse_credential(value: Any) -> Any:
     if value is not None:
         raise PydanticCustomError("not-supported", "is not supported yet: leave it out")
     return value
+
+
+def _check_config(config: dict[str, str]) -> dict[str, str]:
+    seconds = config.get(HEARTBEAT_SECONDS)
+    if seconds is not None and not (
+        seconds.isascii()
+        and seconds.isdigit()
+        and len(seconds) <= 5
+        and _LEAST_HEARTBEAT_SECONDS <= int(seconds) <= _MOST_HEARTBEAT_SECONDS
+    ):
+        raise PydanticCustomError("heartbeat", "heartbeatSeconds must be a whole number from 10 to 86400")
+    return config
 
 
 class SubscriptionBody(Resource):
@@ -170,10 +185,16 @@ class SubscriptionBody(Resource):
         description="Filters of the CloudEvents Subscriptions API, all of which must hold; absent or empty: none.",
         examples=[[{"prefix": {"subject": "9999"}}]],
     )
-    config: Annotated[dict[str, Annotated[str, Field(max_length=1024)]], Field(max_length=50)] | None = Field(
+    config: (
+        Annotated[
+            dict[str, Annotated[str, Field(max_length=1024)]], Field(max_length=50), AfterValidator(_check_config)
+        ]
+        | None
+    ) = Field(
         default=None,
-        description="Free parameters; kept and shown, not interpreted.",
-        examples=[{"team": "burgerzaken"}],
+        description="Free parameters; kept and shown. One is interpreted: `heartbeatSeconds`, a whole number from 10 to"
+        " 86400, asks for a heartbeat whenever the sink has been quiet for so long.",
+        examples=[{"team": "burgerzaken", "heartbeatSeconds": "300"}],
     )
     subscriber_reference: Annotated[Printable, Field(min_length=1, max_length=255)] | None = Field(
         default=None, description="Sent along with each notification, for your own routing.", examples=["burgerzaken"]
@@ -185,6 +206,12 @@ class SubscriptionBody(Resource):
     retry: RetryPolicy | None = Field(
         default=None, description="Your own schedule of retries; absent: the broker's, of five days at least."
     )
+
+    @property
+    def heartbeat_seconds(self) -> int | None:
+        """How long its sink may be quiet before it is sent a heartbeat; None: none is asked for."""
+        seconds = (self.config or {}).get(HEARTBEAT_SECONDS)
+        return None if seconds is None else int(seconds)
 
 
 class _ReadOnly(Resource):

@@ -214,3 +214,15 @@ def test_nothing_that_is_printed_names_the_subject(running: Running) -> None:
 
 def test_store_is_for_its_owner_only(running: Running) -> None:
     assert running.database.stat().st_mode & 0o077 == 0
+
+
+def test_heartbeat_tells_of_a_missing_tail_and_is_not_stored(running: Running) -> None:
+    assert running.send(1) == 204
+    running.said()
+    for last, text in ((1, "nothing missing"), (4, "missing 2-4")):
+        event = {"specversion": "1.0", "type": "nl.bode.heartbeat", "id": f"beat-{last}", "source": "urn:uuid:1",
+                 "subscription": SUBSCRIPTION, "data": {"lastSequence": last, "completeThrough": last}}  # fmt: skip
+        body = json.dumps(event).encode()
+        assert running.post(body, signed(body, 1)) == 204
+        assert running.said() == f"heartbeat: last {last}, {text}"
+    assert running.stored() == [1]

@@ -14,7 +14,7 @@ from standardwebhooks.webhooks import Webhook
 
 from broker.storage.tables import key_at
 from broker.tools.listen_ledger import Ledger
-from broker.tools.listen_receiver import Behaviour, Fault, Inbox, Notification, Receiver, Refusal, verify
+from broker.tools.listen_receiver import Behaviour, Fault, Heartbeat, Inbox, Notification, Receiver, Refusal, verify
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 OTHER_SECRET = "whsec_" + base64.b64encode(bytes(range(1, 33))).decode()
@@ -244,3 +244,18 @@ async def test_receiver_takes_another_port_where_the_preferred_one_is_taken() ->
         await first.listen(0)
         await second.listen_preferably(first.port)
         assert second.port not in (0, first.port)
+
+
+async def test_heartbeat_is_understood_and_is_no_notification(told: Told) -> None:
+    beaten: list[Heartbeat] = []
+    told.inbox = Inbox(told.taken.append, told.refused.append, beaten.append)
+    told.inbox.open(SECRET, Ledger())
+    told.receiver.add("/here", told.inbox)
+    event = {"specversion": "1.0", "type": "nl.bode.heartbeat", "data": {"lastSequence": 7, "completeThrough": 5}}
+
+    assert await told.post(json.dumps(event).encode()) == 204
+    assert await told.post(json.dumps(event | {"data": {}}).encode()) == 400
+    assert await told.post(json.dumps(event | {"subscriptionsequence": "3"}).encode()) == 204
+
+    assert beaten == [Heartbeat(7, 5)]
+    assert [taken.number for taken in told.taken] == [3], "what has a number is a notification, whatever its type"

@@ -116,3 +116,12 @@ async def test_reporter_goes_on_without_the_api() -> None:
         running = group.create_task(Reporter(lines.put_nowait).run(ledger, ask))
         assert await lines.get() == "complete 1–1, no gaps"
         running.cancel()
+
+
+def test_heartbeat_tells_of_the_tail_without_the_api() -> None:
+    ledger = ledger_of([1, 2])
+
+    assert completeness(ledger, None, 2) == "complete 1–2, nothing missing"
+    assert completeness(ledger, None, 4) == "complete 1–2, not here yet: 3–4"
+    assert completeness(ledger, health(3, 1), 4) == "complete 1–2, not here yet: 3–4, 1 pending, 0 given up"
+    assert completeness(ledger, None, 1) == "complete 1–2, no gaps"
