@@ -10,7 +10,7 @@ endif
 LOCK_INPUT := pyproject.toml .ci/build-requirements.in
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-.PHONY: help run test lint format lock clean
+.PHONY: help run test chaos lint format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 18
@@ -26,6 +26,15 @@ test: .venv/.installed-requirements-dev.lock ## every check: lint, types, import
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
+
+SEEDS ?= 3
+SECONDS ?= 120
+FIRST ?= 1
+RABBITMQ ?= both
+
+chaos: .venv/.installed-requirements-dev.lock ## kill everything and count: SEEDS=20 SECONDS=120 FIRST=1 RABBITMQ=machine|4|both
+	@.ci/see-to-rabbitmq
+	@$(BIN)/python -m tests.chaos --seeds $(SEEDS) --seconds $(SECONDS) --first $(FIRST) --rabbitmq $(RABBITMQ) --json .chaos/reports.ndjson
 
 lint: .venv/.installed-requirements-dev.lock ## the checks without the tests
 	$(BIN)/ruff check .

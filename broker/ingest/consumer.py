@@ -33,7 +33,13 @@ DATABASE_TROUBLE: Final = (
     OSError,
     TimeoutError,
 )
-BROKER_TROUBLE: Final = (aio_pika.exceptions.AMQPError, aiormq.exceptions.AMQPError, OSError, TimeoutError)
+BROKER_TROUBLE: Final = (
+    aio_pika.exceptions.AMQPError,
+    aiormq.exceptions.AMQPError,
+    aiormq.exceptions.ChannelInvalidStateError,  # a RuntimeError: the channel was closed before we used it
+    OSError,
+    TimeoutError,
+)
 _LONGEST_PAUSE: Final = 5.0
 _SHARED_DELIVERIES: Final = 2000
 """As many deliveries, expected by the fan-out of late, may be in a batch that others wait for."""

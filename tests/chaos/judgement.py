@@ -1,0 +1,288 @@
+"""Comparing the ledgers when it is quiet: what was confirmed, what the database holds, what the receivers got.
+
+Each complaint is a sentence that says which promise was broken, where. An empty list means that all of them hold.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import asyncpg
+
+from tests.chaos.faults import Window
+from tests.chaos.publishers import Publication
+from tests.chaos.receivers import Arrival
+from tests.chaos.subscribers import Wanted
+
+RECORD_SECONDS = 2.0
+"""An outcome that is not recorded so long after the answer was held up by something."""
+RECOVERY_SECONDS = 5.0
+"""How long after its end a fault still does harm: connections are made again, leases change hands."""
+_SLOW_ATTEMPT = 0.9
+"""When shards move, a quarter of the lease is waited for attempts under way."""
+_MOST_OF_A_KIND = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A row of `deliveries`."""
+
+    subscription: str
+    """Path."""
+    sequence: int
+    event_key: int
+    state: str
+    reason: str | None
+    attempts: int
+
+
+@dataclass(slots=True)
+class Database:
+    """What the database says."""
+
+    events: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """Source and id by key."""
+    rejected: set[str] = field(default_factory=set)
+    """Ids of events."""
+    deliveries: list[Delivery] = field(default_factory=list)
+    last_numbers: dict[str, int] = field(default_factory=dict)
+    totals: dict[str, Counter[str]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Evidence:
+    """All ledgers of a run."""
+
+    publications: Sequence[Publication]
+    arrivals: Sequence[Arrival]
+    windows: Sequence[Window]
+    database: Database
+    wanted: Sequence[Wanted]
+
+
+@dataclass(slots=True)
+class Judgement:
+    """What the ledgers say together."""
+
+    complaints: list[str]
+    duplicates: int
+    """Notifications that came again after they had been answered with success."""
+
+
+async def read(url: str, paths: Mapping[int, str]) -> Database:
+    """Read everything. `paths` by the key of their subscription."""
+    connection = await asyncpg.connect(url, timeout=10)
+    found = Database()
+    try:
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            for row in await connection.fetch("SELECT key, source, id FROM events"):
+                found.events[row["key"]] = row["source"], row["id"]
+            rows = await connection.fetch("SELECT event_id FROM rejections WHERE event_id IS NOT NULL")
+            found.rejected = {row["event_id"] for row in rows}
+            for row in await connection.fetch(
+                "SELECT subscription, sequence, event_key, state::text AS state, reason, attempts FROM deliveries"
+            ):
+                found.deliveries.append(Delivery(paths[row[0]], *list(row)[1:]))
+            for row in await connection.fetch("SELECT subscription, last_sequence FROM subscription_numbers"):
+                found.last_numbers[paths[row[0]]] = row[1]
+            for row in await connection.fetch("SELECT subscription, delivered, dead, cancelled FROM delivery_totals"):
+                found.totals[paths[row[0]]] = Counter(delivered=row[1], dead=row[2], cancelled=row[3])
+    finally:
+        await connection.close()
+    return found
+
+
+def judge(evidence: Evidence) -> Judgement:
+    """Judge a run."""
+    complaints = [
+        complaint
+        for check in (_acceptance, _matching, _numbers, _ends, _accounting, _arrivals, _order)
+        for complaint in _few(check(evidence))
+    ]
+    duplicates = list(_repeats(evidence.arrivals))
+    complaints += _few(_unexplained(duplicates, evidence.windows))
+    return Judgement(complaints, len(duplicates))
+
+
+def _few(complaints: Iterable[str]) -> Iterator[str]:
+    """The first of a kind, and how many more there are."""
+    count = 0
+    for count, complaint in enumerate(complaints, 1):
+        if count <= _MOST_OF_A_KIND:
+            yield complaint
+    if count > _MOST_OF_A_KIND:
+        yield f"… and {count - _MOST_OF_A_KIND} more like it"
+
+
+def _acceptance(evidence: Evidence) -> Iterator[str]:
+    """Promises 1 and 4: a confirmed event is accepted once, or rejected where it must be."""
+    accepted = Counter(identity for _, identity in evidence.database.events.values())
+    known = {publication.id for publication in evidence.publications}
+    for publication in evidence.publications:
+        times = accepted[publication.id]
+        if publication.confirmed_at is None:
+            yield f"not confirmed to the end: {publication.id}"
+        elif not publication.valid:
+            if publication.id not in evidence.database.rejected:
+                yield f"lost: {publication.id} was confirmed, must be rejected, and is neither rejected nor accepted"
+            if times:
+                yield f"accepted though it must be rejected: {publication.id}"
+        elif times == 0:
+            yield f"lost: {publication.id} was confirmed and is neither accepted nor rejected"
+        elif times > 1:
+            yield f"accepted {times} times: {publication.id}, published {publication.published} times"
+    for identity in accepted.keys() - known:
+        yield f"accepted without having been published: {identity}"
+
+
+def _matching(evidence: Evidence) -> Iterator[str]:
+    """Each accepted event × matching subscription has one delivery, and nothing else has."""
+    published = {publication.id: publication for publication in evidence.publications}
+    found: Counter[tuple[str, int]] = Counter((d.subscription, d.event_key) for d in evidence.database.deliveries)
+    for key, (_, identity) in evidence.database.events.items():
+        publication = published.get(identity)
+        if publication is None:
+            continue
+        for wanted in evidence.wanted:
+            times = found.pop((wanted.path, key), 0)
+            expected = int(wanted.matches(publication.event))
+            if times != expected:
+                yield f"{identity} has {times} deliveries for '{wanted.path}', and should have {expected}"
+    for path, key in found:
+        yield f"a delivery for '{path}' of an event that was not accepted: key {key}"
+
+
+def _numbers(evidence: Evidence) -> Iterator[str]:
+    """Promise 5: from 1, without a gap or a repetition."""
+    numbers: dict[str, list[int]] = defaultdict(list)
+    for delivery in evidence.database.deliveries:
+        numbers[delivery.subscription].append(delivery.sequence)
+    for path, taken in numbers.items():
+        last = evidence.database.last_numbers.get(path, 0)
+        if sorted(taken) != list(range(1, last + 1)):
+            repeated = [number for number, times in Counter(taken).items() if times > 1][:3]
+            missing = sorted(set(range(1, last + 1)) - set(taken))[:3]
+            yield f"numbers of '{path}' are not 1 to {last}: missing {missing}, repeated {repeated}"
+
+
+def _ends(evidence: Evidence) -> Iterator[str]:
+    """Promise 2: every delivery was delivered, and its receiver says so, or is a dead letter for a reason we made."""
+    wanted = {each.path: each for each in evidence.wanted}
+    succeeded = {(a.path, a.sequence) for a in evidence.arrivals if a.status is not None and a.status < 300}
+    for delivery in evidence.database.deliveries:
+        place = f"{delivery.subscription} number {delivery.sequence}"
+        if delivery.state == "delivered":
+            if (delivery.subscription, delivery.sequence) not in succeeded:
+                yield f"recorded as delivered, and its receiver never accepted it: {place}"
+        elif delivery.state == "dead":
+            if delivery.reason not in wanted[delivery.subscription].allowed_reasons:
+                yield f"dead letter without a cause in its receiver: {place}, {delivery.reason}"
+        else:
+            yield f"still {delivery.state} when all was quiet: {place}, {delivery.attempts} attempts, {delivery.reason}"
+
+
+def _accounting(evidence: Evidence) -> Iterator[str]:
+    """Promise 2's identity: matched = delivered + pending + dead + cancelled, by rows and by totals."""
+    rows: dict[str, Counter[str]] = defaultdict(Counter)
+    for delivery in evidence.database.deliveries:
+        rows[delivery.subscription][delivery.state] += 1
+    for path, matched in evidence.database.last_numbers.items():
+        totals, counted = evidence.database.totals.get(path, Counter()), rows[path]
+        if counted.total() != matched:
+            yield f"accounting of '{path}': {matched} matched, {counted.total()} rows"
+        for state in ("delivered", "dead", "cancelled"):
+            if totals[state] != counted[state]:
+                yield f"accounting of '{path}': {totals[state]} counted as {state}, {counted[state]} rows are"
+
+
+def _arrivals(evidence: Evidence) -> Iterator[str]:
+    """What arrived is what the delivery row says, signed."""
+    events = evidence.database.events
+    rows = {(d.subscription, d.sequence): d for d in evidence.database.deliveries}
+    for arrival in evidence.arrivals:
+        place = f"'{arrival.path}' number {arrival.sequence}"
+        row = rows.get((arrival.path, arrival.sequence))
+        if not arrival.genuine:
+            yield f"signature doesn't verify: {place}"
+        if row is None:
+            yield f"sent without a delivery in the database: {place}, event {arrival.event_id}"
+        elif events.get(row.event_key, ("", ""))[1] != arrival.event_id:
+            yield f"number used for another event: {place} came with {arrival.event_id}"
+
+
+def _order(evidence: Evidence) -> Iterator[str]:
+    """Promise 3: numbers follow the order of publication in a lane, and first arrivals follow the numbers."""
+    published = {publication.id: publication for publication in evidence.publications}
+    for wanted in evidence.wanted:
+        yield from _order_of_acceptance(wanted, evidence, published)
+        if wanted.ordering == "none":
+            continue
+        highest: dict[object, int] = {}
+        seen: set[int] = set()
+        for arrival in evidence.arrivals:
+            if arrival.path != wanted.path or arrival.sequence in seen:
+                continue
+            seen.add(arrival.sequence)
+            publication = published.get(arrival.event_id)
+            lane = "subscription" if wanted.ordering == "subscription" else publication and publication.lane
+            if lane is None:
+                continue
+            if arrival.sequence < highest.get(lane, 0):
+                yield (
+                    f"order: '{wanted.path}' number {arrival.sequence} arrived first after {highest[lane]} "
+                    f"of the same lane ({lane})"
+                )
+            highest[lane] = max(highest.get(lane, 0), arrival.sequence)
+
+
+def _order_of_acceptance(wanted: Wanted, evidence: Evidence, published: Mapping[str, Publication]) -> Iterator[str]:
+    places: dict[str, int] = {}
+    rows = sorted((d for d in evidence.database.deliveries if d.subscription == wanted.path), key=_by_number)
+    for delivery in rows:
+        publication = published.get(evidence.database.events.get(delivery.event_key, ("", ""))[1])
+        if publication is None or publication.lane is None:
+            continue
+        if publication.place < places.get(publication.lane, -1):
+            yield (
+                f"order of acceptance: '{wanted.path}' number {delivery.sequence} is event {publication.place} of "
+                f"{publication.lane}, which was confirmed before event {places[publication.lane]} was published"
+            )
+        places[publication.lane] = max(places.get(publication.lane, -1), publication.place)
+
+
+def _by_number(delivery: Delivery) -> int:
+    return delivery.sequence
+
+
+def _repeats(arrivals: Sequence[Arrival]) -> Iterator[tuple[Arrival, Arrival]]:
+    """Each arrival after one that was answered with success, with the latest such."""
+    last: dict[tuple[str, int], Arrival] = {}
+    for arrival in arrivals:
+        key = arrival.path, arrival.sequence
+        former = last.get(key)
+        if former is not None and former.answered_at is not None and former.answered_at <= arrival.at:
+            yield former, arrival
+        if arrival.status is not None and arrival.status < 300:
+            last[key] = arrival
+
+
+def _unexplained(repeats: Sequence[tuple[Arrival, Arrival]], windows: Sequence[Window]) -> Iterator[str]:
+    """A repetition is explained by a fault that hit its former attempt under way or not yet recorded."""
+    for former, again in repeats:
+        if not any(_explains(window, former, again) for window in windows):
+            yield (
+                f"duplicate without a fault: '{former.path}' number {former.sequence} was accepted from "
+                f"{former.sender} and came again from {again.sender} {again.at - former.at:.1f} s later"
+            )
+
+
+def _explains(window: Window, former: Arrival, again: Arrival) -> bool:
+    assert former.answered_at is not None
+    if again.at < window.began:
+        return False
+    if window.began > former.answered_at + RECORD_SECONDS or window.ended + RECOVERY_SECONDS < former.at:
+        return False
+    if window.slow_only and former.answered_at - former.at < _SLOW_ATTEMPT:
+        return False
+    name = former.sender.partition(".")[0]
+    return "*" in window.senders or name in window.senders

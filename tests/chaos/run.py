@@ -1,0 +1,345 @@
+"""One run of the chaos suite: an installation of real processes, registries and receivers, a schedule, a judgement."""
+
+import asyncio
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+from uuid import UUID
+
+import aiohttp
+import asyncpg
+from pydantic import SecretStr
+
+from broker.migrations import migrate
+from broker.tools.identities import REGISTRIES, Identities, prepare
+from broker.tools.local.definitions import Registry as RegistryUser
+from subscriptions.database import DatabaseSettings, create_engine
+from subscriptions.secrets import generate_encryption_key
+from tests.chaos.clock import Clock
+from tests.chaos.faults import Faults, Stage, Window
+from tests.chaos.judgement import Evidence, judge, read
+from tests.chaos.namespace import Mounts
+from tests.chaos.postgres import Cluster
+from tests.chaos.processes import Process
+from tests.chaos.proxy import Link
+from tests.chaos.publishers import AmqpDoor, HttpDoor, Registry
+from tests.chaos.rabbitmq import ChaosRabbitMQ
+from tests.chaos.receivers import Receivers
+from tests.chaos.schedule import DELIVERS, PROCESSES, Fault
+from tests.chaos.subscribers import WANTED, body_of
+
+_LAG_SECONDS = 0.7
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to run."""
+
+    name: str
+    schedule: Sequence[Fault]
+    seconds: float
+    seed: int = 0
+    rate: float = 120.0
+    mutation: str | None = None
+    tree: Path | None = None
+    """A Debian tree whose RabbitMQ is used; None: the machine's."""
+    standby: bool = True
+    moving_clock: bool = True
+    patience: float = 150.0
+    """Seconds without any progress after which what is not done counts as never done."""
+    processes: Sequence[str] = PROCESSES
+
+
+@dataclass
+class Report:
+    """What came of it."""
+
+    name: str
+    seed: int
+    rabbitmq: str = ""
+    postgres: str = ""
+    seconds: float = 0.0
+    wall_seconds: float = 0.0
+    events: int = 0
+    confirms_missed: int = 0
+    republished: int = 0
+    rejected: int = 0
+    deliveries: int = 0
+    dead: int = 0
+    attempts: int = 0
+    duplicates: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+    reconnects: int = 0
+    died_by_themselves: dict[str, list[int]] = field(default_factory=dict)
+    complaints: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Run:
+    """One run in a folder of its own."""
+
+    def __init__(self, order: Order, mounts: Mounts, say: Callable[[str], None]) -> None:
+        self.order = order
+        self.report = Report(order.name, order.seed, seconds=order.seconds)
+        self._mounts = mounts
+        self._started = time.monotonic()
+        self._say_to = say
+        self._folder = Path(tempfile.mkdtemp(prefix="bode-chaos-"))
+        self._windows: list[Window] = []
+        self._keep_folder = False
+
+    async def run(self) -> Report:
+        """Run it; the logs stay where there is something to complain of."""
+        self._folder.chmod(0o711)
+        try:
+            async with AsyncExitStack() as stack:
+                await self._start(stack)
+                await self._work()
+        except BaseException:
+            self._keep_folder = True
+            raise
+        finally:
+            self.report.wall_seconds = round(time.monotonic() - self._started, 1)
+            if self._keep_folder or self.report.complaints:
+                self._say(f"logs are kept in {self._folder}")
+            else:
+                shutil.rmtree(self._folder, ignore_errors=True)
+        return self.report
+
+    def _say(self, what: str) -> None:
+        self._say_to(f"[{time.monotonic() - self._started:6.1f}] {what}")
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        self.receivers = stack.enter_context(Receivers())
+        names = [*self.order.processes, "postgres"] if self.order.moving_clock else []
+        self.clocks = {name: Clock(self._folder / f"clock-{name}") for name in names}
+        postgres_clock = self.clocks["postgres"].environment if names else {}
+        self.cluster = Cluster(self._folder, self._mounts, postgres_clock, self._say)
+        users = [RegistryUser(name, f"nl.{name}.") for name in REGISTRIES]
+        self.rabbitmq = ChaosRabbitMQ(self._folder / "rabbitmq", users, self.order.tree)
+        stack.push_async_callback(self.cluster.stop)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.cluster.start())
+            group.create_task(stack.enter_async_context(self.rabbitmq))
+        self.report.rabbitmq, self.report.postgres = self.rabbitmq.version, self.cluster.primary.version
+        if self.order.standby:
+            self.cluster.make_standby()
+        await self._make_links(stack)
+        self._key = generate_encryption_key().get_secret_value()
+        identities = await self._migrate()
+        await self._start_processes(stack)
+        await self._subscribe(identities)
+        self.registries = self._make_registries(identities)
+        if self.order.standby:
+            await self.cluster.standby_ready()
+
+    async def _make_links(self, stack: AsyncExitStack) -> None:
+        self.links: dict[tuple[str, str], Link] = {}
+        for name in self.order.processes:
+            self.links[name, "postgres"] = await stack.enter_async_context(Link(lambda: self.cluster.port))
+        for name in (*(name for name in self.order.processes if name not in DELIVERS), "bag", "brp"):
+            self.links[name, "rabbitmq"] = await stack.enter_async_context(Link(lambda: self.rabbitmq.port))
+
+    async def _migrate(self) -> Identities:
+        engine = create_engine(DatabaseSettings(url=SecretStr(self.cluster.primary.url)))
+        try:
+            await migrate(engine)
+            return await prepare(engine, self._folder)
+        finally:
+            await engine.dispose()
+
+    async def _start_processes(self, stack: AsyncExitStack) -> None:
+        common = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("BODE_")},
+            "BODE_SECRETS_KEYS": json.dumps([self._key]),
+            "BODE_FENCE_ALLOW": '["127.0.0.0/8"]',
+            "BODE_API_ALLOW_HTTP_SINKS": "true",
+            "BODE_SERVE_PORT": "0",
+            "BODE_SERVE_METRICS_PORT": "0",
+            "BODE_LOG_LEVEL": "INFO",
+            "BODE_DELIVERY_LEASE_SECONDS": "4",
+            "BODE_INGEST_LEASE_SECONDS": "4",
+            "BODE_DELIVERY_ATTEMPT_SECONDS": "4",
+            "BODE_DELIVERY_SWEEP_SECONDS": "2",
+            "BODE_AMQP_HEARTBEAT_SECONDS": "5",
+            "BODE_AMQP_CONNECT_SECONDS": "5",
+        }
+        self.processes: dict[str, Process] = {}
+        for name in self.order.processes:
+            own = {"BODE_DATABASE_URL": self.cluster.url(self.links[name, "postgres"].port)}
+            if (name, "rabbitmq") in self.links:
+                amqp = self.rabbitmq.url().replace(f":{self.rabbitmq.port}/", f":{self.links[name, 'rabbitmq'].port}/")
+                own["BODE_AMQP_URL"] = amqp
+            if name in self.clocks:
+                own |= self.clocks[name].environment
+            process = Process(name, common | own, self._folder, mutation=self.order.mutation, born=self._born)
+            self.processes[name] = process
+            stack.push_async_callback(process.kill)
+            await process.start()
+        for process in self.processes.values():
+            await process.ready()
+
+    def _born(self, process: Process) -> None:
+        """A delivery process that comes or goes moves shards between all of them."""
+        if process.kind == "deliver":
+            now = time.monotonic()
+            self._windows.append(Window("shards move", now - 5, now + 10, frozenset("*"), slow_only=True))
+            if process.ended_by_itself:
+                self._windows.append(Window("ended by itself", now - 1, now, frozenset({process.name})))
+
+    async def _subscribe(self, identities: Identities) -> None:
+        api = f"http://127.0.0.1:{(await self.processes['api1'].ready())['port']}/v1"
+        self.paths: dict[int, str] = {}
+        made: dict[str, str] = {}
+        async with aiohttp.ClientSession() as session:
+            for wanted in WANTED:
+                headers = {"Authorization": f"Bearer {identities.providers[wanted.provider].key}"}
+                body = body_of(wanted, self.receivers)
+                async with session.post(f"{api}/subscriptions", json=body, headers=headers) as answer:
+                    shown = await answer.json(content_type=None)
+                    assert answer.status == 201, shown
+                self.receivers.secrets[wanted.path] = shown["secret"]
+                made[wanted.path] = shown["id"]
+                if wanted.divisor:
+                    self.receivers.refused[wanted.path] = wanted.divisor
+                if wanted.flaky:
+                    self.receivers.flaky.add(wanted.path)
+        connection = await asyncpg.connect(self.cluster.primary.url)
+        try:
+            async with asyncio.timeout(30):
+                while await connection.fetchval("SELECT count(*) FROM subscriptions WHERE status <> 'active'"):
+                    await asyncio.sleep(0.1)
+            for path, identity in made.items():
+                key = await connection.fetchval("SELECT key FROM subscriptions WHERE id = $1", UUID(identity))
+                self.paths[key] = path
+        finally:
+            await connection.close()
+
+    def _make_registries(self, identities: Identities) -> list[Registry]:
+        random = Random(self.order.seed)
+        counter = [0]
+        made = []
+        for name, share, lanes in (("bag", 0.5, 14), ("brp", 0.35, 12), ("woz", 0.15, 6)):
+            known = identities.registries[name]
+            wrong = identities.registries["hr"].source
+            subjects = [f"9999{number % 3}{number:05}" for number in range(lanes)] + [None, None]
+            if name == "woz":
+                door: Any = HttpDoor(self._api_urls, known.key, Random(random.random()))
+            else:
+                door = AmqpDoor(lambda name=name: self._amqp_url(name), name)  # type: ignore[misc]
+            rate = self.order.rate * share
+            own = Random(random.random())
+            made.append(Registry(name, known.source, wrong, door, own, subjects, rate, counter, name == "woz"))
+        return made
+
+    def _api_urls(self) -> list[str]:
+        found = []
+        for name in ("api1", "api2"):
+            file = self._folder / f"{name}.ready"
+            if file.exists():
+                found.append(f"http://127.0.0.1:{json.loads(file.read_bytes())['port']}")
+        return found or ["http://127.0.0.1:9"]
+
+    def _amqp_url(self, name: str) -> str:
+        port = self.links[name, "rabbitmq"].port
+        return self.rabbitmq.url(name).replace(f":{self.rabbitmq.port}/", f":{port}/")
+
+    async def _work(self) -> None:
+        stage = Stage(self.processes, self.links, self.cluster, self.rabbitmq, self.receivers, self.clocks, self._say)
+        faults = Faults(stage, self._windows)
+        watching = asyncio.create_task(self._watch_ourselves())
+        publishing = [asyncio.create_task(registry.run()) for registry in self.registries]
+        started = time.monotonic()
+        self._say("publishing; faults begin")
+        doing = asyncio.create_task(faults.run(list(self.order.schedule), started))
+        await asyncio.wait({doing, *publishing}, timeout=self.order.seconds, return_when=asyncio.FIRST_EXCEPTION)
+        for registry in self.registries:
+            registry.stop()
+        await doing
+        self._say("no more faults; waiting for quiet")
+        await self._until_quiet(publishing)
+        watching.cancel()
+        self._say("quiet; judging")
+        await self._judge(faults)
+        await self._stop_processes()
+
+    async def _watch_ourselves(self) -> None:
+        """A machine that stands still for a while does to the processes what a pause does."""
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.1)
+            late = time.monotonic() - before - 0.1
+            if late > _LAG_SECONDS:
+                self._say(f"the machine stood still for {late:.1f} s")
+                self._windows.append(Window("machine stood still", before, before + late, frozenset("*")))
+
+    async def _until_quiet(self, publishing: list[asyncio.Task[Registry]]) -> None:
+        last, at = -1, time.monotonic()
+        while time.monotonic() - at < self.order.patience:
+            done = all(task.done() for task in publishing)
+            waiting = await self._waiting()
+            if waiting == 0 and done:
+                break
+            if waiting is not None and waiting != last:
+                last, at = waiting, time.monotonic()
+            await asyncio.sleep(0.3)
+        else:
+            self._say(f"it doesn't become quiet: {last} are not done")
+            for task in publishing:
+                task.cancel()
+        for result in await asyncio.gather(*publishing, return_exceptions=True):
+            if isinstance(result, Exception):
+                raise result
+
+    async def _waiting(self) -> int | None:
+        """How many confirmed events are not yet accepted or rejected, and deliveries pending; None: not to be told."""
+        confirmed = sum(p.confirmed_at is not None for registry in self.registries for p in registry.ledger)
+        try:
+            pending = await self.cluster.primary.fetchval(
+                "SELECT (SELECT count(*) FROM deliveries WHERE state = 'pending') + greatest("
+                f"{confirmed} - (SELECT count(DISTINCT (source, id)) FROM events)"
+                " - (SELECT count(*) FROM rejections), 0)"
+            )
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            return None
+        assert isinstance(pending, int)
+        return pending
+
+    async def _judge(self, faults: Faults) -> None:
+        publications = [publication for registry in self.registries for publication in registry.ledger]
+        database = await read(self.cluster.primary.url, self.paths)
+        arrivals = list(self.receivers.ledger)
+        judgement = judge(Evidence(publications, arrivals, self._windows, database, WANTED))
+        report = self.report
+        states = Counter(delivery.state for delivery in database.deliveries)
+        report.events = len(publications)
+        report.confirms_missed = sum(registry.troubles for registry in self.registries)
+        report.republished = sum(publication.published - 1 for publication in publications)
+        report.rejected = len(database.rejected)
+        report.deliveries, report.dead = states.total(), states["dead"]
+        report.attempts, report.duplicates = len(arrivals), judgement.duplicates
+        report.faults, report.skipped = dict(sorted(faults.done.items())), dict(faults.skipped)
+        report.reconnects = faults.longest_reconnects
+        report.died_by_themselves = {
+            name: process.ended_by_itself for name, process in self.processes.items() if process.ended_by_itself
+        }
+        self._keep_folder = bool(report.died_by_themselves)
+        report.complaints += judgement.complaints
+
+    async def _stop_processes(self) -> None:
+        codes = await asyncio.gather(*(process.stop() for process in self.processes.values()))
+        for name, code in zip(self.processes, codes, strict=True):
+            if code != 0:
+                self.report.complaints.append(f"{name} answered SIGTERM with exit code {code} when all was quiet")
