@@ -24,6 +24,7 @@ from broker.storage.routes import IngestQueue
 from broker.telemetry import QUEUE_MESSAGES, UNROUTED, WORKER_ERRORS, log
 
 _COUNT_EVERY = 5.0
+_DRAIN_SECONDS = 8.0
 
 
 class Consumers:
@@ -131,8 +132,13 @@ async def run(settings: Settings) -> None:
         site = Site(status_app(readiness), str(settings.serve.host), settings.serve.metrics_port)
 
         async def drain() -> None:
-            await consumers.released(list(leasing.epochs))
-            await leasing.leave()
+            """Let go of the queues; what can't be said in time, others find out by themselves."""
+            try:
+                async with asyncio.timeout(_DRAIN_SECONDS):
+                    await consumers.released(list(leasing.epochs))
+                    await leasing.leave()
+            except DATABASE_TROUBLE as error:
+                log().warning("shutdown-incomplete", error=type(error).__name__)
 
         async def announce() -> None:
             await site.started()
