@@ -96,12 +96,15 @@ async def connect(settings: AmqpSettings, name: str) -> AbstractConnection:
     """
     if settings.url is None:
         raise ValueError("no AMQP URL is set")
-    return await aio_pika.connect(
-        settings.url.get_secret_value(),
-        timeout=settings.connect_seconds,
-        heartbeat=settings.heartbeat_seconds,
-        client_properties={"connection_name": name},
-    )
+    try:
+        return await aio_pika.connect(
+            settings.url.get_secret_value(),
+            timeout=settings.connect_seconds,
+            heartbeat=settings.heartbeat_seconds,
+            client_properties={"connection_name": name},
+        )
+    except StopAsyncIteration:  # aiormq, when RabbitMQ hangs up in the middle of the greeting
+        raise ConnectionError("RabbitMQ hung up") from None
 
 
 async def declare(connection: AbstractConnection, queues: int, registries: Sequence[RegistryRoute] = ()) -> None:

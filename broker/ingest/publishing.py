@@ -62,6 +62,11 @@ class AmqpPublisher:
                 )
         except (*BROKER_TROUBLE, aio_pika.exceptions.DeliveryError) as error:
             raise NotPublished(type(error).__name__) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or not task.cancelling():  # the connection was closed: aiormq cancels what waits on it
+                raise NotPublished("connection closed") from None
+            raise
 
     async def run(self) -> None:
         """Keep connected until cancelled."""

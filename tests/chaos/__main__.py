@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import uvloop
@@ -79,11 +80,20 @@ def _orders(arguments: argparse.Namespace, tree: Path | None) -> list[Order]:
     if clock.library() is None:
         print("SKIPPED: the wall clock doesn't jump: libfaketime is not installed", flush=True)
     if arguments.mutation is not None:
-        provocation = PROVOCATIONS[arguments.mutation]
-        name = f"{arguments.mutation}{', not applied' if arguments.without else ''}"
-        mutation = None if arguments.without else arguments.mutation
-        return [Order(name, provocation.schedule, provocation.seconds, rate=provocation.rate, mutation=mutation,
-                      standby=False, moving_clock=False, patience=40)]  # fmt: skip
+        given = PROVOCATIONS[arguments.mutation]
+        order = Order(
+            arguments.mutation,
+            given.schedule,
+            given.seconds,
+            rate=given.rate,
+            mutation=arguments.mutation,
+            standby=False,
+            moving_clock=False,
+            processes=FEW,
+            patience=40,
+            shards=given.shards,
+        )
+        return [replace(order, name=f"{order.name}, not applied", mutation=None) if arguments.without else order]
     if arguments.gate:
         seed, seconds = arguments.first, 14.0
         schedule = plan(seed, seconds, Cast(PATHS, FEW), GATE_KINDS)

@@ -22,7 +22,7 @@ from tests.chaos.schedule import DELIVERS, INGESTS, RECONNECTS, Fault
 EVERY = frozenset({"*"})
 _SLOW_SECONDS = 0.15
 _LOOP_SECONDS = 150.0
-_SOME_MESSAGES_BYTES = 4000
+_SOME_MESSAGES_BYTES = 2500
 _LINK_STATES = {"link-cut": State.CUT, "link-stalled": State.STALLED, "link-deaf": State.DEAF}
 
 

@@ -103,9 +103,12 @@ class AmqpDoor:
         try:
             async with asyncio.timeout(_CONFIRM_SECONDS):
                 await exchange.publish(message, routing_key=publication.event.type)
-        except BaseException:
+        except (*TROUBLE, asyncio.CancelledError) as error:
             if self._exchange is exchange:
                 await self.close()
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and (task is None or not task.cancelling()):
+                raise ConnectionError("closed while the confirm was awaited") from None  # as aiormq tells it
             raise
 
     async def _opened(self) -> aio_pika.abc.AbstractExchange:

@@ -57,6 +57,8 @@ class Order:
     patience: float = 150.0
     """Seconds without any progress after which what is not done counts as never done."""
     processes: Sequence[str] = PROCESSES
+    shards: int = 8
+    """Few, so that every delivery process has some subscriptions."""
 
 
 @dataclass
@@ -169,6 +171,7 @@ class Run:
             "BODE_SERVE_PORT": "0",
             "BODE_SERVE_METRICS_PORT": "0",
             "BODE_LOG_LEVEL": "INFO",
+            "BODE_DELIVERY_SHARDS": str(self.order.shards),
             "BODE_DELIVERY_LEASE_SECONDS": "4",
             "BODE_INGEST_LEASE_SECONDS": "4",
             "BODE_DELIVERY_ATTEMPT_SECONDS": "4",
