@@ -96,6 +96,35 @@ def _deliveries(fan_out: int, payload: int) -> int:
 
 
 @app.command()
+def soak(
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long.")] = 30,
+    rate: Annotated[float, typer.Option(min=1, help="Deliveries a second; half of what is possible says most.")] = 1000,
+    fan_out: Annotated[int, typer.Option(min=1, max=1000, help="Subscriptions matching an event.")] = 10,
+    payload: Annotated[int, typer.Option(min=400, max=250_000, help="Bytes of an event.")] = 1000,
+    sample_seconds: Annotated[float, typer.Option(min=1, max=600, help="Look so often.")] = 30,
+    json_output: JsonOutput = False,
+) -> None:
+    """Deliver at a steady rate for long, and tell whether memory, latency and tables stay as they are."""
+    from broker.tools import bench_soak as bench
+    from broker.tools.bench_sink import NoReceiver
+
+    console = Console(stderr=json_output)
+
+    async def measure() -> None:
+        workload = bench.Workload(minutes, rate, fan_out, payload, sample_seconds)
+        found = await bench.run(workload, console)
+        for table in bench.tables(found):
+            console.print(table)
+        if json_output:
+            typer.echo(json.dumps(found.as_json(), indent=2))
+
+    try:
+        run(measure())
+    except NoReceiver as error:
+        fail(str(error))
+
+
+@app.command()
 def match(
     workloads: Annotated[str, typer.Option(help="Which of the eight: letters a to h.")] = "abcdefgh",
     size: Annotated[list[int] | None, typer.Option(min=1, help="Subscriptions; else those of the budgets.")] = None,
