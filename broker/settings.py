@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from broker.delivery.settings import DeliverySettings, FenceSettings
 from broker.ingest.amqp import AmqpSettings
 from broker.ingest.consumer import IngestSettings
+from broker.storage.settings import AccountingSettings, RetentionSettings
 from subscriptions.callers import ApiSettings
 from subscriptions.consent import HandshakeSettings
 from subscriptions.database import DatabaseSettings
@@ -74,6 +75,8 @@ class Settings(BaseSettings):
     ingest: IngestSettings = IngestSettings()
     delivery: DeliverySettings = DeliverySettings()
     fence: FenceSettings = FenceSettings()
+    retention: RetentionSettings = RetentionSettings()
+    accounting: AccountingSettings = AccountingSettings()
     secrets: SecretsSettings
     api: ApiSettings = ApiSettings()
     oauth: OauthSettings = OauthSettings()

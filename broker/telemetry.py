@@ -50,6 +50,11 @@ SHARDS = Gauge("bode_shards_held", "Shards that this process owns.")
 HEARTBEATS = Counter("bode_heartbeats", "Heartbeats, by result: success or the reason of failure.", ["result"])
 HANDSHAKES = Counter("bode_handshakes", "Webhook handshakes, by result.", ["result"])
 
+DRIFT = Gauge("bode_drift", "What does not add up now, by kind. Every process tells the same number.", ["kind"])
+ROUND_FINISHED = Gauge("bode_house_round_timestamp_seconds", "When a job of housekeeping last ended a round.", ["job"])
+ROUND_SECONDS = Gauge("bode_house_round_seconds", "How long that round took.", ["job"])
+DAYS_OVERDUE = Gauge("bode_days_overdue", "Days of acceptance that are kept for longer than any type asks.")
+
 WORKER_UP = Gauge("bode_worker_up", "1 while the worker runs as it should.", ["worker"])
 WORKER_ERRORS = Counter("bode_worker_errors", "Errors of infrastructure that a worker met and survived.", ["worker"])
 

@@ -4,6 +4,7 @@ Every number of a range is either covered by the digest of its block, which a re
 named by a tombstone. The definition stands in `docs/completeness.md`.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -77,13 +78,20 @@ async def reconcile(
         head, complete_through = await evidence.read_head(reading, row.key)
         start, end = _range(first, last, head)
         rows: Sequence[Row[Any]] = ()
+        gone: Sequence[Row[Any]] = ()
+        provable: list[Row[Any]] = []
         if start <= end:
             await evidence.follow_indexes(reading)
-            rows = await evidence.read_range(reading, row.key, start, end)
-    runs = list(_complete([_Run(row.first, row.last, row.state, row.reason) for row in rows if row.state], start, end))
+            gone = await evidence.read_retired(reading, row.key, start, end)
+            provable = [run for run in gone if run.digest and start <= run.first and run.last <= end]
+            rows = await evidence.read_range(reading, row.key, start, end, [run.first for run in provable])
+    known = [_Run(row.first, row.last, row.state, row.reason) for row in rows if row.state]
+    known += [_retired_run(run, start, end) for run in gone]
+    runs = list(_complete(sorted(known, key=lambda run: run.first), start, end))
     shown = _bounded(runs, end)
     runs = [_Run(run.first, min(run.last, shown), run.state, run.reason) for run in runs if run.first <= shown]
-    digests = {(row.first - 1) // BLOCK: row for row in rows if row.digest}
+    cuts = [run.first for run in provable]
+    digests = {((row.first - 1) // BLOCK, bisect_right(cuts, row.first)): row for row in rows if row.digest}
     until = head if last is None else min(last, head)
     return Reconciliation(
         subscription=id,
@@ -93,7 +101,7 @@ async def reconcile(
         to=shown,
         clipped=max(first or 0, last or 0) > head,
         counts=_counts(runs),
-        blocks=list(_blocks(digests, start, shown)),
+        blocks=list(_blocks(digests, provable, start, shown)),
         tombstones=[
             Tombstone(from_=run.first, to=run.last, state=TombstoneState(run.state), reason=run.reason)
             for run in runs
@@ -161,15 +169,39 @@ def _counts(runs: Sequence[_Run]) -> NumberCounts:
     return NumberCounts(**{str(state): count for state, count in counts.items()})
 
 
-def _blocks(digests: dict[int, Row[Any]], start: int, end: int) -> Iterator[Block]:
-    """Every block of the range; those without a delivered number too."""
+def _retired_run(row: Row[Any], start: int, end: int) -> _Run:
+    """What is retired, as far as it is in the range; a digest that reaches beyond it proves nothing here."""
+    whole = start <= row.first and row.last <= end
+    first, last = max(row.first, start), min(row.last, end)
+    if row.state == _DELIVERED and not whole:
+        return _Run(first, last, TombstoneState.EXPIRED, _EXPIRED)
+    return _Run(first, last, row.state, row.reason)
+
+
+def _blocks(
+    digests: dict[tuple[int, int], Row[Any]], retired: Sequence[Row[Any]], start: int, end: int
+) -> Iterator[Block]:
+    """Every block of the range, cut where retired numbers have a digest of their own."""
     if start > end:
         return
+    cuts = [run.first for run in retired]
     for place in range((start - 1) // BLOCK, (end - 1) // BLOCK + 1):
-        found = digests.get(place)
-        yield Block(
-            from_=max(place * BLOCK + 1, start),
-            to=min((place + 1) * BLOCK, end),
-            delivered=0 if found is None else found.delivered,
-            digest=_NOTHING if found is None else found.digest,
-        )
+        first, last = max(place * BLOCK + 1, start), min((place + 1) * BLOCK, end)
+        for run in retired[bisect_left(cuts, first) : bisect_right(cuts, last)]:
+            if first < run.first:
+                yield _block(digests, cuts, place, first, run.first - 1)
+            yield Block(from_=run.first, to=run.last, delivered=run.last - run.first + 1, digest=run.digest)
+            first = run.last + 1
+        if first <= last:
+            yield _block(digests, cuts, place, first, last)
+
+
+def _block(digests: dict[tuple[int, int], Row[Any]], cuts: Sequence[int], place: int, first: int, last: int) -> Block:
+    """A block, or a part of one; also without a delivered number."""
+    found = digests.get((place, bisect_right(cuts, first)))
+    return Block(
+        from_=first,
+        to=last,
+        delivered=0 if found is None else found.delivered,
+        digest=_NOTHING if found is None else found.digest,
+    )

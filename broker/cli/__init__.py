@@ -2,7 +2,7 @@
 
 import typer
 
-from broker.cli import bench, people, processes, providers
+from broker.cli import bench, operating, people, processes, providers
 
 app = typer.Typer(
     help="Bode: a notification broker for the Dutch base registries.",
@@ -12,6 +12,7 @@ app = typer.Typer(
 )
 processes.add_to(app)
 providers.add_to(app)
+operating.add_to(app)
 app.add_typer(people.key_app, name="key")
 app.add_typer(people.organisation_app, name="org")
 app.add_typer(bench.app, name="bench")

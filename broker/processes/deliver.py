@@ -16,6 +16,7 @@ from broker.delivery.office import DirectoryOffice
 from broker.delivery.recorder import Recorder
 from broker.delivery.sender import Sender
 from broker.leasing import Leasing
+from broker.processes.housekeeping import Housekeeper
 from broker.processes.resources import Resources, open_resources
 from broker.processes.serving import Site, status_app, tell_ready
 from broker.processes.workers import Readiness, run_workers, stop_on_signals
@@ -70,6 +71,7 @@ class DeliverProcess:
         self._handshaker = Handshaker(
             resources.engine, self._client, self._delivery.origin, settings.handshake, settings.api.public_url
         )
+        self._housekeeper = Housekeeper(resources.pool, resources.engine, settings.accounting, settings.retention)
         self.office = DirectoryOffice(
             resources.engine,
             resources.keys,
@@ -126,6 +128,7 @@ class DeliverProcess:
             "handshakes": self._handshaker.run,
             "heartbeats": self._heartbeats.run,
             "house": self._keep_house,
+            "housekeeping": self._housekeeper.run,
             "site": self._site.run,
             "announce": self._announce,
         }

@@ -63,11 +63,31 @@ _RANGE: Final = text(
            encode(sha256(convert_to(string_agg(
                sequence || ' ' || encode(sha256(convert_to(source || E'\\n' || id, 'UTF8')), 'hex') || E'\\n',
                '' ORDER BY sequence), 'UTF8')), 'hex')
-    FROM scanned WHERE state = 'delivered' GROUP BY (sequence - 1) / {BLOCK}
+    FROM scanned WHERE state = 'delivered'
+    GROUP BY (sequence - 1) / {BLOCK}, width_bucket(sequence, CAST(:cuts AS bigint[]))
     ORDER BY 1
     """
 )
-"""One scan of the numbers of a range, told twice: runs of one state, and for each block the digest of the delivered."""
+"""One scan of the numbers of a range, told twice: runs of one state, and for each block the digest of the delivered.
+
+A block is cut where numbers are retired, at `cuts`: their digests are their own."""
+
+RETIRED: Final = """
+    (retired.day IS NULL OR EXISTS (
+        SELECT FROM retirements WHERE retirements.day = retired.day AND retirements.retired_at IS NOT NULL))
+    AND retired.state IN ('delivered', 'cancelled')
+"""
+"""Which rows of `retired_numbers` explain numbers by now: before their day is dropped, its rows still do."""
+
+_RETIRED_RANGE: Final = text(
+    f"""
+    SELECT first, last, state::text, reason, encode(digest, 'hex') AS digest FROM retired_numbers AS retired
+    WHERE subscription = :key AND first BETWEEN (:first - 1) / {BLOCK} * {BLOCK} + 1 AND :last AND last >= :first
+      AND {RETIRED}
+    ORDER BY first
+    """
+)
+"""What is retired of a range; the first and the last of these may reach beyond it."""
 
 _EVENTS: Final = text(
     f"""
@@ -152,9 +172,17 @@ async def read_head(connection: AsyncConnection, key: int) -> tuple[int, int]:
     return (0, 0) if row is None else (row.last_sequence, row.complete_through)
 
 
-async def read_range(connection: AsyncConnection, key: int, first: int, last: int) -> Sequence[Row[Any]]:
-    """Runs (`state` is set) and blocks (`digest` is set) of a range; what is gone for good is in neither."""
-    return (await connection.execute(_RANGE, {"key": key, "first": first, "last": last})).all()
+async def read_range(
+    connection: AsyncConnection, key: int, first: int, last: int, cuts: Sequence[int] = ()
+) -> Sequence[Row[Any]]:
+    """Runs (`state` is set) and blocks (`digest` is set) of the rows of a range, blocks cut before each of `cuts`."""
+    asked = {"key": key, "first": first, "last": last, "cuts": list(cuts)}
+    return (await connection.execute(_RANGE, asked)).all()
+
+
+async def read_retired(connection: AsyncConnection, key: int, first: int, last: int) -> Sequence[Row[Any]]:
+    """Runs of a range whose rows are gone, each within a block; delivered ones have their digest."""
+    return (await connection.execute(_RETIRED_RANGE, {"key": key, "first": first, "last": last})).all()
 
 
 async def find_events(connection: AsyncConnection, event_id: str, source: str | None) -> Sequence[Row[Any]]:

@@ -132,6 +132,11 @@ async def leave(connection: asyncpg.Connection, owner: UUID) -> None:
     await connection.execute(_FORGET)
 
 
+async def forget(connection: asyncpg.Connection) -> None:
+    """Forget holders that have been silent for an hour."""
+    await connection.execute(_FORGET)
+
+
 async def holders_behind(connection: asyncpg.Connection, kind: str, version: int, span: timedelta) -> int:
     """How many live holders have not yet applied `version` of the change log."""
     count: int = await connection.fetchval(_BEHIND, kind, version, span)

@@ -62,8 +62,9 @@ async def read_log(connection: AsyncConnection, key: int, after: int, limit: int
 
 
 async def read_bodies(connection: AsyncConnection, event_keys: Sequence[int]) -> dict[int, bytes]:
-    """The sealed bodies of events, by key; those that are gone are missing."""
-    rows = await connection.execute(select(events.c.key, events.c.body).where(events.c.key == func.any(event_keys)))
+    """The sealed bodies of events, by key; those that are gone or erased are missing."""
+    statement = select(events.c.key, events.c.body).where(events.c.key == func.any(event_keys), events.c.body != b"")
+    rows = await connection.execute(statement)
     return {row.key: row.body for row in rows}
 
 

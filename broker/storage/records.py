@@ -52,8 +52,9 @@ SELECT subscription, event_key FROM heads LIMIT $2
 """The subscriptions with something pending, each with its first: one index probe for each, whatever the backlog."""
 
 _BODIES = """
-SELECT key, type, body FROM events WHERE key = ANY($1::bigint[])
+SELECT key, type, body FROM events WHERE key = ANY($1::bigint[]) AND body <> ''
 """
+"""Bodies that are there: an erased one is none."""
 
 _RECORD = """
 WITH outcome AS (

@@ -16,8 +16,10 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     Enum,
     ForeignKey,
@@ -34,6 +36,7 @@ from sqlalchemy import (
     func,
     text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 
 from subscriptions.database import metadata
 
@@ -67,6 +70,7 @@ event_ids = Table(
     metadata,
     Column("digest", LargeBinary(16), primary_key=True, comment="keyed digest of source and id"),
     Column("event_key", BigInteger, nullable=False),
+    Index("ix_event_ids_event_key", "event_key"),  # to forget the oldest, and to see that each has its event
     comment="Promise 4: source+id is accepted once. Not partitioned by time, so that uniqueness holds.",
 )
 
@@ -221,6 +225,89 @@ domain_routes = Table(
     Column("made_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Index("ix_domain_routes_organisation_id", "organisation_id"),
     comment="Domains whose events go to their registry's own queues: one registry for each name, ever.",
+)
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("subscription", BigInteger, primary_key=True, autoincrement=False),
+    Column("through", BigInteger, nullable=False, server_default=text("0"), comment="numbers up to here are in blocks"),
+    Column("delivered", BigInteger, nullable=False, server_default=text("0"), comment="of the closed blocks"),
+    Column("cancelled", BigInteger, nullable=False, server_default=text("0"), comment="of the closed blocks"),
+    Column("matched", BigInteger, nullable=False, server_default=text("0"), comment="last number at the last check"),
+    Column("ended", BigInteger, nullable=False, server_default=text("0"), comment="sum of totals at the last check"),
+    Column("checked_at", DateTime(timezone=True), nullable=True, comment="when rows and totals were last compared"),
+    Column("took_ms", Integer, nullable=False, server_default=text("0"), comment="what that cost"),
+    postgresql_with={"fillfactor": "50"},
+    comment="How far the rows of a subscription have been counted, so that no check counts its past again.",
+)
+
+account_blocks = Table(
+    "account_blocks",
+    metadata,
+    Column("subscription", BigInteger, nullable=False),
+    Column("block", BigInteger, nullable=False, comment="numbers from 1,000 × block + 1, a thousand of them"),
+    Column("delivered", BigInteger, nullable=False),
+    Column("cancelled", BigInteger, nullable=False),
+    Column("closed", Boolean, nullable=False, comment="nothing in it is pending or dead: it changes no more"),
+    PrimaryKeyConstraint("subscription", "block"),
+    Index("ix_account_blocks_open", "subscription", "block", postgresql_where=text("NOT closed")),
+    comment="What was counted in each block of numbers when it was last looked at.",
+)
+
+drift = Table(
+    "drift",
+    metadata,
+    Column("kind", Text, nullable=False, comment="a kind of storage.accounting"),
+    Column("subscription", BigInteger, nullable=False, server_default=text("0"), comment="0: about an event"),
+    Column("number", BigInteger, nullable=False, server_default=text("0"), comment="0: about the subscription"),
+    Column("event_key", BigInteger, nullable=False, server_default=text("0")),
+    Column("detail", Text, nullable=False, server_default="", comment="codes and amounts only"),
+    Column("found_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("seen_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    PrimaryKeyConstraint("kind", "subscription", "number", "event_key"),
+    comment="Promise 2: what does not add up now. Empty, or an alert. A row goes when a later look finds it well.",
+)
+
+house_jobs = Table(
+    "house_jobs",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("due_at", DateTime(timezone=True), nullable=False),
+    Column("cursor", JSONB, nullable=False, server_default=text("'{}'"), comment="how far the round under way is"),
+    Column("round_started_at", DateTime(timezone=True), nullable=True),
+    Column("round_finished_at", DateTime(timezone=True), nullable=True),
+    Column("round_seconds", Integer, nullable=True, comment="how long the last whole round took"),
+    comment="Housekeeping of the installation: whoever moves due_at on does the next step.",
+)
+
+retirements = Table(
+    "retirements",
+    metadata,
+    Column("day", Date, primary_key=True),
+    Column("cursor_subscription", BigInteger, nullable=False, server_default=text("0")),
+    Column("cursor_sequence", BigInteger, nullable=False, server_default=text("0")),
+    Column("explained_at", DateTime(timezone=True), nullable=True, comment="its numbers stand in retired_numbers"),
+    Column("retired_at", DateTime(timezone=True), nullable=True, comment="its partitions are gone: those count now"),
+    comment="Days of acceptance that are being retired, or were.",
+)
+
+retired_numbers = Table(
+    "retired_numbers",
+    metadata,
+    Column("subscription", BigInteger, nullable=False),
+    Column("first", BigInteger, nullable=False),
+    Column("last", BigInteger, nullable=False),
+    Column("day", Date, nullable=True, comment="counts once this day is retired; null: at once"),
+    Column("state", delivery_state, nullable=False),
+    Column("reason", Text, nullable=True),
+    Column("digest", LargeBinary(32), nullable=True, comment="of the delivered, as in docs/completeness.md"),
+    PrimaryKeyConstraint("subscription", "first"),
+    CheckConstraint("last >= first", name="forward"),
+    CheckConstraint("(first - 1) / 1000 = (last - 1) / 1000", name="within_a_block"),
+    CheckConstraint("(state = 'delivered') = (digest IS NOT NULL)", name="delivered_has_a_digest"),
+    Index("ix_retired_numbers_moving", "day", postgresql_where=text("state IN ('pending', 'dead')")),
+    comment="Promise 5: what became of numbers whose rows are gone; adjacent ones of one state and reason together.",
 )
 
 PARTITIONED = (events, deliveries, attempts)

@@ -31,7 +31,7 @@ from broker.ingest.amqp import AmqpSettings
 from broker.ingest.publishing import message_of
 from broker.matching.index import cost
 from broker.migrations import migrate
-from broker.tools.bench_sink import Sink
+from broker.tools.bench_sink import Sink, fast_sink
 from broker.tools.identities import PROVIDERS, prepare
 from broker.tools.local.children import Children, Command
 from broker.tools.local.definitions import Registry
@@ -163,7 +163,7 @@ async def run(workload: Workload, console: Console) -> Report:
     folder = Path(tempfile.mkdtemp(prefix="bode-soak-"))
     try:
         async with (
-            Sink(folder / "sink") as sink,
+            fast_sink(folder / "sink", workload.fan_out) as sink,
             RabbitMQ(folder / "rabbitmq", [Registry("bag", "nl.bag.")]) as rabbit,
             Postgres(folder / "postgres") as postgres,
         ):
@@ -345,7 +345,7 @@ class _Soak:
                 rules = SinkRules(allow_http=True, check=lambda _: None)
                 filters = FilterRules(lambda condition: cost(condition).evaluated_always, most_evaluated=0)
                 for number in range(self._workload.fan_out):
-                    url = f"http://127.0.0.1:{self._sink.port}/sink/{number}"
+                    url = self._sink.url(number)
                     body = SubscriptionBody.model_validate({"sink": url, "protocol": "HTTP", "types": [_TYPE]})
                     made, _ = await service.create(
                         connection, body, organisation_id=provider.id, keys=keys, sinks=rules, filters=filters

@@ -29,7 +29,7 @@ API = ApiSettings(allow_http_sinks=True, public_url=PUBLIC_URL)
 CONSENT = b"HTTP/1.1 200 OK\r\nWebHook-Allowed-Origin: bode.example\r\nContent-Length: 0\r\n\r\n"
 SILENT = b"HTTP/1.1 200 OK\r\nAllow: POST\r\nContent-Length: 0\r\n\r\n"
 ACCEPTED = b"HTTP/1.1 204 No Content\r\n\r\n"
-_NOT_NEEDED = ("announce", "house")
+_NOT_NEEDED = ("announce", "house", "housekeeping")
 
 
 def answer(status: str, *headers: str, body: str = "") -> bytes:
