@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -73,12 +74,11 @@ def look(installation: Installation, home: Path) -> Running:
     """All processes, found by descent and by what they know, and every port that is listened on or written down."""
     up = psutil.Process(installation.pid)
     processes = list({p.pid: p for p in (up, *up.children(recursive=True), *ours(home))}.values())
-    ports = {
-        connection.laddr.port
-        for process in processes
-        for connection in process.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
+    ports = set()
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # a backend of PostgreSQL may end by itself
+            listening = [c for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+            ports |= {connection.laddr.port for connection in listening}
     about = installation.about
     urls = [about["api"], about["amqp"], about["receiver"], *about["metrics"]]
     written = {urlsplit(url).port for url in urls} - {None}
