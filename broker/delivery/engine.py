@@ -130,6 +130,7 @@ class Engine:
         self.feeder = Feeder(pool, settings, ownership, self._runners, self._look, self._serve, clock)
         self._attempts: set[Attempt] = set()
         self._all_ended = asyncio.Event()
+        self._serving = False
         self._serving_later: asyncio.TimerHandle | None = None
         self._to_disable: asyncio.Queue[tuple[Sink, str]] = asyncio.Queue()
         IN_FLIGHT.set_function(lambda: len(self._attempts))
@@ -193,20 +194,20 @@ class Engine:
             return
         now = self._clock()
         queue, pace = runner.queue, runner.pace
-        pause = 0.0
-        if not runner.in_line and runner.in_flight < pace.limit:
-            first = queue.first(now)
-            if first is not None:
-                pause = pace.wait(now)
-                if pause <= 0:
-                    bulk = queue.behind or now - (first.event_key >> KEY_SHIFT) / 1000 > _FRESH_SECONDS
-                    self._turns.line_up(runner, Rank.BULK if bulk else Rank.FRESH)
         if queue.wants_lanes or (queue.more and self._runners.has_room(runner)):
             self.feeder.want(runner)
-        due = queue.next_due()
-        if pause > 0 or due is not None:
-            # a lane that waits for its time doesn't make the others wait as long
-            runner.look_after(pause if pause > 0 or due is None else max(due - now, 0.001), self._look_and_serve)
+        if runner.in_line or runner.in_flight >= pace.limit:
+            return  # its turn, or the end of an attempt, looks again
+        first = queue.first(now)
+        if first is not None:
+            pause = pace.wait(now)
+            if pause > 0:
+                runner.look_after(pause, self._look_and_serve)
+            else:
+                bulk = queue.behind or now - (first.event_key >> KEY_SHIFT) / 1000 > _FRESH_SECONDS
+                self._turns.line_up(runner, Rank.BULK if bulk else Rank.FRESH)
+        elif (due := queue.next_due()) is not None:
+            runner.look_after(due - now, self._look_and_serve)
 
     def _look_and_serve(self, runner: Runner) -> None:
         runner.timer = None
@@ -215,25 +216,32 @@ class Engine:
 
     def _serve(self) -> None:
         """Give turns while there are places, and come back when that may change by time alone."""
+        if self._serving:  # what ends at once calls this from within: the turns go on below
+            return
+        self._serving = True
+        try:
+            wait = self._give_turns()
+        finally:
+            self._serving = False
+        if wait and self._serving_later is None:
+            self._serving_later = asyncio.get_running_loop().call_later(wait, self._serve_later)
+
+    def _give_turns(self) -> float:
+        """Give turns while there are places; seconds after which to go on, 0: when something happens."""
         turns = self._turns
-        wait = 0.0
         while True:
             if self._recorder.unrecorded > self._settings.unrecorded_max:
-                wait = _THROTTLE_SECONDS  # the database is slow or away: go on when outcomes have been recorded
-                break
+                return _THROTTLE_SECONDS  # the database is slow or away: go on when outcomes have been recorded
             now = self._clock()
             runner = turns.next(now)
             if runner is None:
-                wait = PATIENCE / 4 if turns.waiting else 0.0
-                break
+                return PATIENCE / 4 if turns.waiting else 0.0
             if self._is_ours(runner):
                 if runner.in_flight < runner.pace.limit and runner.pace.wait(now) <= 0:
                     delivery = runner.queue.take(now)
                     if delivery is not None:
                         self._begin(runner, delivery, now)
                 self._look(runner)
-        if wait and self._serving_later is None:
-            self._serving_later = asyncio.get_running_loop().call_later(wait, self._serve_later)
 
     def _serve_later(self) -> None:
         self._serving_later = None

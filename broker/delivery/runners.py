@@ -72,7 +72,7 @@ class Runner:
     def look_after(self, seconds: float, look: Callable[["Runner"], None]) -> None:
         """Look again after so many seconds at the latest; `look` forgets the timer."""
         loop = asyncio.get_running_loop()
-        at = loop.time() + min(seconds, _LONGEST_TIMER)
+        at = loop.time() + max(min(seconds, _LONGEST_TIMER), _EARLY_ENOUGH)
         if self.timer is not None:
             if self.timer.when() <= at + _EARLY_ENOUGH:
                 return

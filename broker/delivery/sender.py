@@ -41,7 +41,7 @@ class Sink:
     keys: tuple[Signer, ...]
     schedule: Schedule
     id_prefix: str
-    head: str
+    head: bytes
     """The request up to the headers that differ from notification to notification."""
     envelope: Envelope
 
@@ -66,7 +66,9 @@ class Sink:
             (*map(SigningKey, config.secrets), *map(AsymmetricKey, config.signing_seeds)),
             DEFAULT if config.retry is None else Schedule.of_seconds(config.retry),
             f"dlv_{config.id.hex}_",
-            target.head("POST") + "".join(f"{name}: {value}\r\n" for name, value in headers.items()),
+            (target.head("POST") + "".join(f"{name}: {value}\r\n" for name, value in headers.items())).encode(
+                "latin-1"
+            ),
             Envelope.of(config.id, config.subscriber_reference),
         )
 
@@ -87,10 +89,10 @@ def sign_and_frame(sink: Sink, identity: str, trace: int, content: bytes, timest
     else:
         signatures = " ".join([key.sign(identity, timestamp, content) for key in keys])
     head = (
-        f"{sink.head}webhook-id: {identity}\r\nwebhook-timestamp: {timestamp}\r\nwebhook-signature: {signatures}\r\n"
+        f"webhook-id: {identity}\r\nwebhook-timestamp: {timestamp}\r\nwebhook-signature: {signatures}\r\n"
         f"traceparent: 00-{trace:032x}-{random.getrandbits(64) | 1:016x}-01\r\ncontent-length: {len(content)}\r\n\r\n"
     )
-    return head.encode("latin-1") + content
+    return b"".join((sink.head, head.encode(), content))
 
 
 class Sending(Exchange):

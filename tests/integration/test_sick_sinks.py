@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -123,4 +124,47 @@ async def test_sinks_that_never_answer_take_no_place_from_one_that_does(url: str
         await bode.publish(publisher, *"abcdefgh")
         await sink.wait_for("POST", "/alive", 8)
         assert (await bode.shown(alive))["status"] == "active"
+        never.set()
+
+
+async def test_thousands_that_end_at_once_end_one_after_the_other(
+    bode: Delivering, publisher: Publisher, sink: RawSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = await bode.active(publisher, sink.url("/"))
+    monkeypatch.setattr(bode.process.office, "granted", lambda *_: None)
+    for _ in range(3):
+        await bode.publish(publisher, *[None] * 400)
+    async with asyncio.timeout(30):
+        while {row["state"] for row in await bode.deliveries((await bode.row(identity))["key"])} != {"cancelled"}:
+            await asyncio.sleep(0.1)
+    assert sink.of("POST", "/") == []
+
+
+async def test_sink_with_all_its_attempts_under_way_is_not_looked_at_again_and_again(
+    url: str, sink: RawSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never, looks = asyncio.Event(), 0
+
+    async def fail_first_then_silence(asked: Asked) -> bytes:
+        if len(sink.of("POST", asked.target)) == 1:
+            return answer("500 Oops")
+        await never.wait()
+        return b""
+
+    sink.answers["POST", "/"] = fail_first_then_silence
+    async with delivering(url, concurrency=1, attempt_seconds=60) as bode:
+        publisher = await bode.own_types()
+        await bode.active(publisher, sink.url("/"), retry={"delays": ["PT1S"]})
+        await bode.publish(publisher, "a", "b", "c")
+        await sink.wait_for("POST", "/", 2)
+        look = bode.process._engine._look_and_serve
+
+        def counted(runner: Any) -> None:
+            nonlocal looks
+            looks += 1
+            look(runner)
+
+        monkeypatch.setattr(bode.process._engine, "_look_and_serve", counted)
+        await asyncio.sleep(2)  # the first one's retry is due meanwhile, and must wait for the second
+        assert looks < 20
         never.set()
