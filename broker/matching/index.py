@@ -59,7 +59,7 @@ class Index:
 
     def __init__(self, lists_of: ListsOf = _no_lists) -> None:
         """Start without subscriptions; `lists_of` gives the follow lists that seem to hold a subject."""
-        self._lists_of = lists_of
+        self.lists_of = lists_of
         self._partitions: dict[str | None, Partition] = {}
         self._rest = self._partitions[None] = Partition(lists_of, self._guard)
         self._places: dict[int, Place | list[Place]] = {}
@@ -76,6 +76,17 @@ class Index:
     def scanned(self) -> int:
         """Conjunctions that are evaluated for every event of their type, because no table helps."""
         return sum(partition.scanned for partition in self._partitions.values())
+
+    def guards(self) -> list[Guard]:
+        """The conditions that are evaluated, each once."""
+        return list(self._guards.values())
+
+    def partitions_for(self, event: Event) -> Iterator[Partition]:
+        """Where subscriptions that may match the event stand."""
+        partition = self._partitions.get(str(event.attributes["type"]))
+        if partition is not None:
+            yield partition
+        yield self._rest
 
     def put(self, key: int, condition: Condition) -> None:
         """Add a subscription or replace its condition."""
@@ -144,7 +155,7 @@ class Index:
         Raises:
             KeyError: there is no such subscription.
         """
-        context = Context(event.attributes, event.body, self._lists_of)
+        context = Context(event.attributes, event.body, self.lists_of)
         return Explanation(tuple(alternative(each, context) for each in self._conjunctions(key)))
 
     def followers(self, keys: Iterable[int]) -> list[int]:
@@ -164,7 +175,7 @@ class Index:
         context: Context | None = None
         for key in keys:
             for name, list_id in following.get(key, ()):
-                context = context or Context(event.attributes, event.body, self._lists_of)
+                context = context or Context(event.attributes, event.body, self.lists_of)
                 subject = context.text(name)
                 if subject is not None and context.follows(name, list_id):
                     found.add((list_id, subject))
@@ -186,7 +197,7 @@ class Index:
     def _partition(self, event_type: str | None) -> Partition:
         partition = self._partitions.get(event_type)
         if partition is None:
-            partition = self._partitions[event_type] = Partition(self._lists_of, self._guard)
+            partition = self._partitions[event_type] = Partition(self.lists_of, self._guard)
         return partition
 
     def _guard(self, literals: tuple[Literal, ...]) -> Guard:

@@ -11,7 +11,7 @@ look-ups, whatever combinations people think of.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
@@ -25,7 +25,7 @@ from broker.matching.plan import Conjunction, Key
 from broker.matching.probes import Probe, build
 from broker.matching.projection import Projection
 from broker.matching.tables import Form, Signature, Table
-from broker.matching.trie import Trie
+from broker.matching.trie import Pair, Trie
 from schemas.filters.algebra import Pointer
 
 FIRST_EXACT: Final = 16
@@ -117,6 +117,11 @@ class Partition:
         """The same for attributes as the projection reads them."""
         self.on_struct = self._build(projection)
         return self.on_struct
+
+    @property
+    def pairs(self) -> Mapping[Accessor, Mapping[object, Pair]]:
+        """The nodes that the trie's paths begin with, by accessor and value."""
+        return self._directory.pairs
 
     def forget_probes(self) -> None:
         """Something is new: the next event generates the functions again."""
