@@ -143,3 +143,38 @@ def match(
     )
     report = bench.run(options)
     typer.echo(report.as_json() if json_output else report.as_table())
+
+
+@app.command()
+def follow(
+    subjects: Annotated[int, typer.Option(min=1_000, help="Followed subjects.")] = 5_000_000,
+    lists: Annotated[int, typer.Option(min=1, max=10_000, help="Lists that they are on, one each.")] = 400,
+    json_output: JsonOutput = False,
+) -> None:
+    """Measure follow lists through PostgreSQL: loading by COPY, arrays, bytes, verification and changes."""
+    from broker.tools import bench_follow as bench
+
+    console = Console(stderr=True)
+
+    async def measure() -> None:
+        report = await bench.run(bench.Options(subjects, lists, progress=console.print))
+        typer.echo(report.as_json() if json_output else report.as_table())
+
+    run(measure())
+
+
+@app.command()
+def changes(
+    subscriptions: Annotated[int, typer.Option(min=1, help="Subscriptions that there are.")] = 2_000,
+    at_once: Annotated[int, typer.Option(min=1, help="How many change in one transaction.")] = 200,
+    rounds: Annotated[int, typer.Option(min=1, help="How often.")] = 20,
+    json_output: JsonOutput = False,
+) -> None:
+    """Measure how fast a process applies changes of subscriptions, matching events meanwhile."""
+    from broker.tools import bench_changes as bench
+
+    async def measure() -> None:
+        report = await bench.run(bench.Options(subscriptions, at_once, rounds))
+        typer.echo(report.as_json() if json_output else report.as_table())
+
+    run(measure())

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -13,13 +14,11 @@ KINDS = {"deliver", "ingest", "postgresql", "rabbitmq"}
 SPREAD = {"median", "lowest", "highest"}
 
 
-@pytest.mark.timeout(900)
-def test_bench_deliver_measures_throughput_latency_and_yardsticks(tmp_path: Path) -> None:
-    picture = tmp_path / "picture.svg"
-    options = "--fan-out 2 --sinks 3 --deliveries 100 --runs 1 --rate 100 --seconds 0.5 --json --plot"
+def bench(tmp_path: Path, *arguments: str) -> tuple[Any, str]:
+    """What a benchmark gave as JSON, and what it said beside."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("BODE_")}
     done = subprocess.run(
-        [sys.executable, "-m", "broker.cli", "bench", "deliver", *options.split(), str(picture)],
+        [sys.executable, "-m", "broker.cli", "bench", *arguments, "--json"],
         capture_output=True,
         text=True,
         timeout=880,
@@ -27,7 +26,14 @@ def test_bench_deliver_measures_throughput_latency_and_yardsticks(tmp_path: Path
         env={**environment, "TMPDIR": str(tmp_path)},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    [report] = json.loads(done.stdout)
+    return json.loads(done.stdout[done.stdout.index("{") if arguments[0] != "deliver" else 0 :]), done.stderr
+
+
+@pytest.mark.timeout(900)
+def test_bench_deliver_measures_throughput_latency_and_yardsticks(tmp_path: Path) -> None:
+    picture = tmp_path / "picture.svg"
+    options = "--fan-out 2 --sinks 3 --deliveries 100 --runs 1 --rate 100 --seconds 0.5"
+    [report], said = bench(tmp_path, "deliver", *options.split(), "--plot", str(picture))
     workload = report["workload"]
     assert (workload["fan_out"], workload["sinks"], workload["payload_bytes"]) == (2, 3, 1000)
     assert report["environment"]["receiver"] in ("nginx", "bode bench's own")
@@ -46,7 +52,26 @@ def test_bench_deliver_measures_throughput_latency_and_yardsticks(tmp_path: Path
     assert all(one["per_second"] > 0 for one in run["yardsticks"].values())
     assert {"deliveries_per_second", "cpu_us", "p50_ms", "p99_ms", "bare_consume_per_second"} <= set(report["summary"])
     assert all(set(spread) == SPREAD for spread in report["summary"].values())
-    assert "fan-out 2, 3 sinks, 1,000 bytes" in done.stderr
+    assert "fan-out 2, 3 sinks, 1,000 bytes" in said
     words = [element.text for element in ElementTree.parse(picture).iter("{http://www.w3.org/2000/svg}text")]
     assert "deliveries per second, full speed" in words
     assert list(tmp_path.iterdir()) == [picture], "it leaves nothing behind"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_bench_follow_loads_verifies_and_changes(tmp_path: Path) -> None:
+    report, _ = bench(tmp_path, "follow", "--subjects", "3000", "--lists", "3")
+    assert (report["subjects"], report["lists"]) == (3_000, 3)
+    assert report["table_bytes_each"] > 40
+    assert report["file_bytes_each"] > 8
+    assert min(report["verify_us"], report["change_us"], report["apply_us"], report["look_up_us"]) > 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_bench_changes_are_seen_by_the_very_next_events(tmp_path: Path) -> None:
+    report, _ = bench(tmp_path, "changes", "--subscriptions", "30", "--at-once", "10", "--rounds", "3")
+    assert (report["subscriptions"], report["rounds"]) == (30, 3)
+    assert report["applied_per_second"] > 0
+    assert report["applied_version"] >= 60
