@@ -60,7 +60,9 @@ WarningCode = Literal[
 REJECTION_CODES: frozenset[str] = frozenset(get_args(RejectionCode))
 WARNING_CODES: frozenset[str] = frozenset(get_args(WarningCode))
 
-RESERVED_NAMES = frozenset({"subscription", "subscriptionsequence", "subscriberreference"})
+NOTIFICATION_API_NAME = "subscriberReference"
+"""What the draft of the Dutch Notification API calls one of them. No CloudEvents name, so it is never passed on."""
+RESERVED_NAMES = frozenset({"subscription", "subscriptionsequence", "subscriberreference", NOTIFICATION_API_NAME})
 """Extensions that Bode adds to every notification. An event may hold each name once and a receiver builds its proof
 of completeness on them, so those of a publisher are dropped, with a warning."""
 
@@ -107,7 +109,7 @@ _NAME = re.compile(r"[a-z0-9]+")
 def check_names(names: tuple[str, ...]) -> Names:
     """Raises InvalidEvent. Remembered for each set of names, of which there are about as many as event types."""
     for name in names:
-        if name == "data" or _NAME.fullmatch(name) is None:
+        if name == "data" or (_NAME.fullmatch(name) is None and name != NOTIFICATION_API_NAME):
             shown = name[:40].encode("ascii", "backslashreplace").decode()
             raise InvalidEvent("attribute-name-invalid", "a name consists of the letters a-z and digits", shown)
     return Names(

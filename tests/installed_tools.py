@@ -11,14 +11,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 LOCKS = Path(__file__).parent / "tools"
-INSTALL_SECONDS = 90
+INSTALL_SECONDS = 240
+TIMEOUT_SECONDS = 600
+"""What a test needs that installs something the first time, on a slow machine."""
 
 
 def npm_tool(name: str, command: str) -> Path:
@@ -43,7 +45,16 @@ def python_tool(name: str) -> Path:
         lock = str(LOCKS / name / "requirements.lock")
         return [
             [sys.executable, "-m", "venv", "--without-pip", str(folder)],
-            [*pip, "--disable-pip-version-check", "--require-hashes", "--no-deps", "--prefer-binary", "-r", lock],
+            [
+                *pip,
+                "--disable-pip-version-check",
+                "--require-hashes",
+                "--no-deps",
+                "--prefer-binary",
+                "--no-compile",
+                "-r",
+                lock,
+            ],
         ]
 
     return _installed(name, "requirements.lock", install) / "bin"
@@ -74,15 +85,17 @@ def _installed(name: str, lock: str, commands: Callable[[Path], list[list[str]]]
 
 
 @contextmanager
-def _one_at_a_time(path: Path):  # type: ignore[no-untyped-def]
+def _one_at_a_time(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def run(command: list[str], seconds: float, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs a tool in a folder of its own, with its output as text."""
-    with tempfile.TemporaryDirectory(prefix="bode-tool-") as folder:
+def run(
+    command: list[str], seconds: float, folder: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a tool, in a folder of its own unless one is given, with its output as text."""
+    with tempfile.TemporaryDirectory(prefix="bode-tool-") as own:
         return subprocess.run(
-            command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=seconds
+            command, cwd=folder or own, env=os.environ | environment, capture_output=True, text=True, timeout=seconds
         )

@@ -59,7 +59,7 @@ class DomainBody(Resource):
         default=None, description="Where people read about it.", examples=["https://www.rvig.nl/brp"]
     )
     filter_attributes: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9._-]+$")]], Field(max_length=100)
+        list[Annotated[Printable, Field(min_length=1, max_length=255)]], Field(max_length=100)
     ] = Field(default=[], description="Attributes that its events can be filtered on.", examples=[["gemeentecode"]])
     organisation: Oin | None = Field(
         default=None,

@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import AfterValidator, AliasChoices, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from schemas.resources.base import Answer, EventType, Page, Printable, Resource
@@ -134,6 +134,11 @@ _EXAMPLE: Final[dict[str, Any]] = {
 }
 
 
+def _either(name: str) -> AliasChoices:
+    """A name in camelCase, or all in lower case as the CloudEvents Subscriptions API has it."""
+    return AliasChoices(name, name.lower())
+
+
 def _refuse_credential(value: Any) -> Any:
     if value is not None:
         raise PydanticCustomError("not-supported", "is not supported yet: leave it out")
@@ -163,9 +168,15 @@ class SubscriptionBody(Resource):
         json_schema_extra={"format": "uri"},
     )
     protocol: Protocol = Field(description="How notifications are delivered: HTTP.", examples=["HTTP"])
-    protocol_settings: HttpSettings | None = Field(default=None, description="How the HTTP request is made.")
+    protocol_settings: HttpSettings | None = Field(
+        default=None,
+        validation_alias=_either("protocolSettings"),
+        description="How the HTTP request is made.",
+    )
     sink_credential: Annotated[Any, AfterValidator(_refuse_credential)] = Field(
-        default=None, description="Credential for the sink. Not supported yet: anything but null is refused."
+        default=None,
+        validation_alias=_either("sinkCredential"),
+        description="Credential for the sink. Not supported yet: anything but null is refused.",
     )
     source: Annotated[Printable, Field(min_length=1, max_length=2048)] | None = Field(
         default=None,
@@ -245,8 +256,12 @@ class SubscriptionPatch(_ReadOnly):
     )
     sink: str | None = Field(default=None, description="As in a subscription.", examples=[_SINK])
     protocol: Protocol | None = Field(default=None, description="As in a subscription.")
-    protocol_settings: dict[str, Any] | None = Field(default=None, description="As in a subscription; merged.")
-    sink_credential: Any = Field(default=None, description="As in a subscription.")
+    protocol_settings: dict[str, Any] | None = Field(
+        default=None, validation_alias=_either("protocolSettings"), description="As in a subscription; merged."
+    )
+    sink_credential: Any = Field(
+        default=None, validation_alias=_either("sinkCredential"), description="As in a subscription."
+    )
     source: str | None = Field(default=None, description="As in a subscription.")
     domain: str | None = Field(default=None, description="As in a subscription.")
     types: list[str] | None = Field(default=None, description="As in a subscription; replaced as a whole.")

@@ -108,7 +108,7 @@ BROKEN = [
     ("attribute-name-invalid", {"": "a"}),
     ("attribute-name-invalid", {"éxtra": "a"}),
     ("attribute-name-invalid", {"extra\n": "a"}),
-    ("attribute-name-invalid", {"subscriberReference": "a"}),
+    ("attribute-name-invalid", {"someReference": "a"}),
     ("attribute-empty", {"id": ""}),
     ("attribute-empty", {"source": ""}),
     ("attribute-empty", {"type": ""}),
