@@ -18,7 +18,7 @@ import asyncpg
 from broker.storage.evidence import BLOCK
 from broker.storage.retention import Day
 
-MOST_MOVED: Final = 50_000
+MOST_MOVED: Final = 10_000
 """With more than this to keep, a day stays: moving it would hold the lock for too long."""
 _LOCK_TIMEOUT: Final = "300ms"
 _SPAN: Final = 20 * BLOCK

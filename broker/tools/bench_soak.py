@@ -137,6 +137,11 @@ class Line:
     hours: float
 
     @property
+    def verdict(self) -> str:
+        """For people."""
+        return "yes" if self.flat else "falls" if self.slope < 0 else "GROWS"
+
+    @property
     def flat(self) -> bool:
         """Whether the slope is lost in its spread, or too small to matter over the run."""
         unclear = abs(self.slope) < _SIGNIFICANT * self.spread
@@ -185,8 +190,8 @@ def fit(name: str, unit: str, hours: Sequence[float], values: Sequence[float]) -
 
 
 def report(workload: Workload, samples: Sequence[Sample], restarts: int = 0) -> Report:
-    """Judge samples: lines through what must be flat, leaving out the first fifth, in which things warm up."""
-    steady = list(samples[len(samples) // 5 :])
+    """Judge samples: lines through what must be flat, over the second half: in the first, caches fill."""
+    steady = list(samples[len(samples) // 2 :])
     hours = [(sample.at - samples[0].at) / 3600 for sample in steady]
 
     def line(name: str, unit: str, of: Callable[[Sample], float]) -> Line:
@@ -261,7 +266,7 @@ def tables(found: Report) -> list[Table]:
             f"{line.mean:,.2f}{unit}",
             f"{line.slope:+,.2f}",
             f"{line.spread:,.2f}",
-            "yes" if line.flat else "NO",
+            line.verdict,
         )
     course = Table(title="in its course")
     for column in ("minute", "deliveries/s", "p50 ms", "p99 ms", *samples[0].memory_mb, "dead rows", "load"):
