@@ -1,7 +1,7 @@
 """Promise 10: a subject is in no URL, no log line and no metric, whichever door or route it came through.
 
-Marked subjects go in through every door of publishing, in good events and bad ones, and in every text, header, query and
-path of every operation of the API. Then everything that any process wrote is searched for them.
+Marked subjects go in through every door of publishing, in good events and bad ones, and in every text, header, query
+and path of every operation of the API. Then everything that any process wrote is searched for them.
 """
 
 import json
