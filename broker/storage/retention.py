@@ -26,12 +26,15 @@ SELECT DISTINCT retention_days FROM event_types WHERE retention_days IS NOT NULL
 """
 
 _LATER: Final = """
-SELECT EXISTS (
+SELECT EXISTS (SELECT FROM event_types WHERE retention_days > $1) AND EXISTS (
     SELECT FROM {events} AS event
     WHERE event.type IN (SELECT type FROM event_types WHERE retention_days > $1)
 )
 """
-"""Whether a day holds events of a type that is kept for longer than its age."""
+"""Whether a day holds events of a type that is kept for longer than its age.
+
+It reads the day only if there are such types, up to the first such event: the one statement that may take minutes."""
+_LATER_SECONDS: Final = 600
 
 _COUNT_CANCELLED: Final = """
 totals AS (
@@ -130,7 +133,12 @@ async def retentions(connection: asyncpg.Connection, default: int) -> list[int]:
 async def may_go(connection: asyncpg.Connection, day: Day, default: int, now: datetime) -> bool:
     """Whether nothing of a day has to be kept any longer."""
     age = day.age(now)
-    return age >= default and not await connection.fetchval(_LATER.format(events=day.events), age)
+    if age < default:
+        return False
+    async with connection.transaction():
+        await connection.execute(f"SET LOCAL statement_timeout = '{_LATER_SECONDS}s'")
+        later: bool = await connection.fetchval(_LATER.format(events=day.events), age, timeout=_LATER_SECONDS)
+    return not later
 
 
 async def cancel_pending(connection: asyncpg.Connection, day: Day, now: datetime) -> int:

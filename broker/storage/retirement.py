@@ -186,7 +186,9 @@ async def retire(connection: asyncpg.Connection, day: Day, now: datetime) -> int
         raise TooMuchToKeep(f"{moving} dead letters")
     async with connection.transaction():
         await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
-        await connection.execute(f"LOCK TABLE {', '.join(TABLES)} IN ACCESS EXCLUSIVE MODE")
+        # the parents only: autovacuum of another day would stand in the way for as long as it takes
+        parents = ", ".join(f"ONLY {table}" for table in TABLES)
+        await connection.execute(f"LOCK TABLE {parents} IN ACCESS EXCLUSIVE MODE")
         if oldest:
             for table in TABLES:
                 await _detach_kept(connection, table)

@@ -26,7 +26,7 @@ from subscriptions.change_log import changing
 from subscriptions.database import DatabaseSettings, create_engine
 from subscriptions.life_cycle import activate
 
-SESSION = acceptance.connection_settings(timedelta(seconds=10), timedelta(seconds=5))
+SESSION = acceptance.connection_settings(timedelta(seconds=30), timedelta(seconds=60))  # a crowded machine may pause us
 _RANDOM = Random()
 
 
