@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.problems import Conflict, Forbidden, InvalidInput, NotFound, PreconditionFailed
 from schemas.resources import DataValidation, EventTypeReplacement
-from subscriptions.change_log import ChangeKind, record_changes
+from subscriptions.change_log import ChangeKind, moment_of_change, record_changes
 from subscriptions.coverage import patterns_covering
 from subscriptions.database import AnyRow, AnySelect
 from subscriptions.organisations import owner_of
@@ -45,7 +45,9 @@ async def describe(connection: AsyncConnection, body: EventTypeReplacement, *, o
     try:
         async with connection.begin_nested():
             await connection.execute(
-                insert(event_types).values(id=identity, organisation_id=organisation_id, **_columns(body))
+                insert(event_types).values(
+                    id=identity, organisation_id=organisation_id, created_at=moment_of_change(), **_columns(body)
+                )
             )
     except IntegrityError as error:
         raise Conflict("This event type is in the catalogue already: replace its description.") from error

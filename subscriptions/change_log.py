@@ -12,7 +12,20 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final, NamedTuple, TypeAlias
 
-from sqlalchemy import BigInteger, Boolean, CheckConstraint, Column, DateTime, Table, Text, func, insert, select, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ColumnElement,
+    DateTime,
+    Table,
+    Text,
+    func,
+    insert,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -107,6 +120,15 @@ async def changing(engine: AsyncEngine, settled: Settled | None = None) -> Async
         await wake_readers(engine)
         if settled is not None:
             await settled(version)
+
+
+def moment_of_change() -> ColumnElement[datetime]:
+    """The moment of a statement under the change lock, so that rows are in order of commit by it.
+
+    `now()` is the moment at which the transaction began, perhaps before another that committed first: in a list by
+    that, a row could come to stand before a cursor that was given out already.
+    """
+    return func.clock_timestamp()
 
 
 async def take_change_lock(connection: AsyncConnection) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.problems import Forbidden, InvalidInput, NotFound
-from subscriptions.change_log import ChangeKind, record_changes
+from subscriptions.change_log import ChangeKind, moment_of_change, record_changes
 from subscriptions.coverage import domain_of_pattern, overlaps
 from subscriptions.database import AnyRow
 from subscriptions.organisations import find_organisation, owner_of
@@ -62,6 +62,7 @@ async def create_grant(
                 legal_basis=legal_basis,
                 valid_from=begin,
                 valid_until=valid_until,
+                created_at=moment_of_change(),
             )
             .returning(grants)
         )

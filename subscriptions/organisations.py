@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.identifiers import is_oin
 from schemas.problems import Conflict, InvalidInput, NotFound
-from subscriptions.change_log import ChangeKind, record_changes
+from subscriptions.change_log import ChangeKind, moment_of_change, record_changes
 from subscriptions.coverage import domains_of
 from subscriptions.database import AnyRow
 from subscriptions.tables import domains, organisations
@@ -39,7 +39,16 @@ async def create_organisation(
     if not is_oin(oin):
         raise InvalidInput.field("/oin", "oin", "must be an OIN of 20 positions")
     await _check_sources(connection, sources, None)
-    values = {"id": uuid4(), "oin": oin, "name": name, "amqp_user": amqp_user, "sources": list(sources)}
+    moment = moment_of_change()
+    values = {
+        "id": uuid4(),
+        "oin": oin,
+        "name": name,
+        "amqp_user": amqp_user,
+        "sources": list(sources),
+        "created_at": moment,
+        "updated_at": moment,
+    }
     try:
         async with connection.begin_nested():
             row: AnyRow = (
@@ -73,7 +82,7 @@ async def change_organisation(
                 await connection.execute(
                     update(organisations)
                     .where(organisations.c.id == organisation_id)
-                    .values(name=name, amqp_user=amqp_user, sources=list(sources), updated_at=func.clock_timestamp())
+                    .values(name=name, amqp_user=amqp_user, sources=list(sources), updated_at=moment_of_change())
                     .returning(organisations)
                 )
             ).one_or_none()
@@ -128,6 +137,7 @@ async def create_domain(
                         description=description,
                         documentation_link=documentation_link,
                         filter_attributes=list(filter_attributes),
+                        created_at=moment_of_change(),
                     )
                     .returning(domains)
                 )

@@ -4,8 +4,11 @@ from uuid import uuid4
 
 import pytest
 from managing import World, database, fresh_domain, subscription, world
+from sqlalchemy import func, select
 
 from schemas.resources import Health
+from subscriptions import organisations
+from subscriptions.change_log import take_change_lock
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +230,22 @@ async def test_pages_neither_repeat_nor_hide_anything_while_others_write(bode: W
     assert [found["id"] for found in again["results"]] == made[6:]
     first = (await bode.call("GET", back["previous"], key=provider.key)).json
     assert [found["id"] for found in first["results"]] == made[2:4]
+
+
+async def test_who_began_first_but_came_after_is_listed_after(bode: World) -> None:
+    registry = await bode.registry()
+    async with bode.engine.begin() as early:
+        began = (await early.execute(select(func.now()))).scalar_one()
+        later = await bode.call("POST", "/domains", key=registry.key, body={"name": fresh_domain()})
+        await take_change_lock(early)
+        row = await organisations.create_domain(early, organisation_id=registry.id, name=fresh_domain())
+    assert row.created_at > began
+    listed, page = [], "/domains?limit=500"
+    while page:
+        answer = (await bode.call("GET", page, key=registry.key)).json
+        listed += [domain["uuid"] for domain in answer["results"]]
+        page = answer["next"]
+    assert listed.index(later.json["uuid"]) < listed.index(str(row.id))
 
 
 async def test_a_cursor_serves_only_the_list_and_the_caller_it_was_given_for(bode: World) -> None:
