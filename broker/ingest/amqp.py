@@ -15,12 +15,14 @@ the partitions have an alternate, `bode.unrouted`, whose queue of that name is a
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, assert_never
 
 import aio_pika
+import aiormq
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractQueue
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
@@ -96,15 +98,26 @@ async def connect(settings: AmqpSettings, name: str) -> AbstractConnection:
     """
     if settings.url is None:
         raise ValueError("no AMQP URL is set")
-    try:
+    with hang_ups():
         return await aio_pika.connect(
             settings.url.get_secret_value(),
             timeout=settings.connect_seconds,
             heartbeat=settings.heartbeat_seconds,
             client_properties={"connection_name": name},
         )
-    except StopAsyncIteration:  # aiormq, when RabbitMQ hangs up in the middle of the greeting
-        raise ConnectionError("RabbitMQ hung up") from None
+
+
+@contextmanager
+def hang_ups() -> Iterator[None]:
+    """Raise ConnectionError for the odd ways in which aiormq tells that a connection was closed under our hands."""
+    try:
+        yield
+    except (StopAsyncIteration, aiormq.exceptions.ChannelInvalidStateError) as error:
+        raise ConnectionError("RabbitMQ hung up") from error
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise ConnectionError("RabbitMQ hung up") from error  # what waited on the connection gets a bare Exception
 
 
 async def declare(connection: AbstractConnection, queues: int, registries: Sequence[RegistryRoute] = ()) -> None:

@@ -101,7 +101,8 @@ class QueueConsumer:
                 try:
                     pause = 0.1
                     INGEST_QUEUES.inc()
-                    await self._consume(connection)
+                    with amqp.hang_ups():
+                        await self._consume(connection)
                 finally:
                     INGEST_QUEUES.dec()
                     # closing with unacknowledged messages returns them in order
@@ -138,7 +139,7 @@ class QueueConsumer:
                     raise ConnectionError("RabbitMQ closed the connection")
                 arrived.clear()
                 if arrivals:
-                    last, results = await self._accept(arrivals, closed)
+                    last, results = await self._accept(arrivals, {closed, channel_closed})
                     await underlay.basic_ack(last.tag, multiple=True)
                     for result in results:
                         if isinstance(result, Accepted) and result.subscriptions:
@@ -147,8 +148,13 @@ class QueueConsumer:
             closed.cancel()
             channel_closed.cancel()
 
-    async def _accept(self, arrivals: deque[_Arrival], closed: "asyncio.Future[Any]") -> tuple[_Arrival, list[Result]]:
-        """Commit a batch, as often as it takes; gives up only with the connection, which redelivers it."""
+    async def _accept(
+        self, arrivals: deque[_Arrival], closed: "set[asyncio.Future[Any]]"
+    ) -> tuple[_Arrival, list[Result]]:
+        """Commit a batch, as often as it takes; gives up only with the connection, which redelivers it.
+
+        `closed` are the ends of connection and channel: of a connection that was reset only the channel tells.
+        """
         batch: list[_Arrival] = []
         pause = 0.05
         while True:
@@ -168,8 +174,8 @@ class QueueConsumer:
                 else:
                     self._note_fan_out(results)
                     return batch[-1], results
-            await asyncio.wait({closed}, timeout=pause)
-            if closed.done():
+            ended, _ = await asyncio.wait(closed, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+            if ended:
                 raise ConnectionError("RabbitMQ closed the connection while the database was away")
             pause = min(pause * 2, _LONGEST_PAUSE)
 

@@ -74,10 +74,11 @@ class AmqpPublisher:
         while True:
             try:
                 connection = await amqp.connect(self._settings, "bode api")
-                async with connection, connection.channel(publisher_confirms=True) as channel:
-                    pause = 0.1
-                    self._exchange = await channel.get_exchange(amqp.EXCHANGE, ensure=True)
-                    await _until_closed(connection, channel)
+                with amqp.hang_ups():
+                    async with connection, connection.channel(publisher_confirms=True) as channel:
+                        pause = 0.1
+                        self._exchange = await channel.get_exchange(amqp.EXCHANGE, ensure=True)
+                        await _until_closed(connection, channel)
             except BROKER_TROUBLE as error:
                 WORKER_ERRORS.labels("publisher").inc()
                 log().warning("publisher-connection-lost", error=type(error).__name__)

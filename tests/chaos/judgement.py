@@ -65,8 +65,8 @@ class Judgement:
     """What the ledgers say together."""
 
     complaints: list[str]
-    duplicates: int
-    """Notifications that came again after they had been answered with success."""
+    duplicates: Counter[str]
+    """Notifications that came again after they had been answered with success, by the fault that explains it."""
 
 
 async def read(url: str, paths: Mapping[int, str]) -> Database:
@@ -99,9 +99,9 @@ def judge(evidence: Evidence) -> Judgement:
         for check in (_acceptance, _matching, _numbers, _ends, _accounting, _arrivals, _order)
         for complaint in _few(check(evidence))
     ]
-    duplicates = list(_repeats(evidence.arrivals))
-    complaints += _few(_unexplained(duplicates, evidence.windows))
-    return Judgement(complaints, len(duplicates))
+    duplicates: Counter[str] = Counter()
+    complaints += _few(_unexplained(evidence, duplicates))
+    return Judgement(complaints, duplicates)
 
 
 def _few(complaints: Iterable[str]) -> Iterator[str]:
@@ -266,10 +266,13 @@ def _repeats(arrivals: Sequence[Arrival]) -> Iterator[tuple[Arrival, Arrival]]:
             last[key] = arrival
 
 
-def _unexplained(repeats: Sequence[tuple[Arrival, Arrival]], windows: Sequence[Window]) -> Iterator[str]:
+def _unexplained(evidence: Evidence, counted: Counter[str]) -> Iterator[str]:
     """A repetition is explained by a fault that hit its former attempt under way or not yet recorded."""
-    for former, again in repeats:
-        if not any(_explains(window, former, again) for window in windows):
+    for former, again in _repeats(evidence.arrivals):
+        causes = [window for window in evidence.windows if _explains(window, former, again)]
+        cause = max(causes, key=lambda window: (len(window.senders - {"*"}), window.began), default=None)
+        counted["none" if cause is None else cause.kind] += 1
+        if cause is None:
             yield (
                 f"duplicate without a fault: '{former.path}' number {former.sequence} was accepted from "
                 f"{former.sender} and came again from {again.sender} {again.at - former.at:.1f} s later"

@@ -27,9 +27,9 @@ def acknowledge_before_commit() -> None:
         connection.channel = channel
         await consume(self, connection)
 
-    async def accepting(self: Any, batch: list[Any], closed: Any) -> Any:
-        await self._acknowledge(batch[-1].tag, multiple=True)
-        return await accept(self, batch, closed)
+    async def accepting(self: Any, arrivals: Any, closed: Any) -> Any:
+        await self._acknowledge(arrivals[-1].tag, multiple=True)
+        return await accept(self, arrivals, closed)
 
     QueueConsumer._consume = consuming  # type: ignore[method-assign]
     QueueConsumer._accept = accepting  # type: ignore[method-assign]

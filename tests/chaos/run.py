@@ -79,6 +79,7 @@ class Report:
     dead: int = 0
     attempts: int = 0
     duplicates: int = 0
+    duplicates_by_fault: dict[str, int] = field(default_factory=dict)
     faults: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     reconnects: int = 0
@@ -332,16 +333,19 @@ class Run:
         report.republished = sum(publication.published - 1 for publication in publications)
         report.rejected = len(database.rejected)
         report.deliveries, report.dead = states.total(), states["dead"]
-        report.attempts, report.duplicates = len(arrivals), judgement.duplicates
+        report.attempts, report.duplicates = len(arrivals), judgement.duplicates.total()
+        report.duplicates_by_fault = dict(judgement.duplicates.most_common())
         report.faults, report.skipped = dict(sorted(faults.done.items())), dict(faults.skipped)
         report.reconnects = faults.longest_reconnects
         report.died_by_themselves = {
             name: process.ended_by_itself for name, process in self.processes.items() if process.ended_by_itself
         }
-        self._keep_folder = bool(report.died_by_themselves)
+        self._keep_folder |= bool(report.died_by_themselves)
         report.complaints += judgement.complaints
 
     async def _stop_processes(self) -> None:
+        for process in self.processes.values():
+            await process.ready()  # one that was started again just now doesn't listen to signals yet
         codes = await asyncio.gather(*(process.stop() for process in self.processes.values()))
         for name, code in zip(self.processes, codes, strict=True):
             if code != 0:

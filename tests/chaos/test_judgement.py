@@ -41,7 +41,7 @@ def again(found: Evidence, *, by: str, at: float) -> None:
 def test_a_run_without_trouble_has_no_complaints() -> None:
     judgement = judge(evidence())
     assert judgement.complaints == []
-    assert judgement.duplicates == 0
+    assert judgement.duplicates == {}
 
 
 def lose_an_event(found: Evidence) -> None:
@@ -139,7 +139,7 @@ def test_a_duplicate_is_explained_by_a_fault_of_its_sender_while_it_was_under_wa
         again(found, by="deliver2.1", at=30.0)
         judgement = judge(found)
         assert (judgement.complaints == []) is explained, (sender, began)
-        assert judgement.duplicates == 1
+        assert judgement.duplicates == {"kill" if explained else "none": 1}
 
 
 def test_a_seed_reproduces_its_schedule_and_each_kind_comes_in_two_minutes() -> None:
