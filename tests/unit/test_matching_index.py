@@ -2,7 +2,7 @@
 
 import pytest
 
-from broker.matching.index import Index
+from broker.matching.index import Index, cost
 from schemas.cloudevents import Event
 from schemas.filters import parse
 
@@ -39,3 +39,15 @@ def test_an_explanation_says_what_matched_and_what_did_not() -> None:
     assert not index.explain(1, event()).matched
     with pytest.raises(KeyError):
         index.explain(2, event())
+
+
+def test_cost_and_explanation_tell_what_is_evaluated_for_every_event_of_its_type() -> None:
+    looked_up, always = {"exact": {"subject": "9"}}, {"sql": "subject = reden"}
+    condition = parse([{"any": [looked_up, always]}], types=["t"])
+    found = cost(condition)
+    assert (found.conjunctions, found.evaluated_always, found.any_type) == (2, 1, False)
+    assert cost(parse([always])).any_type
+    index = Index()
+    index.put(1, condition)
+    told = {each.evaluated_always: each.holds for each in index.explain(1, event(subject="9")).alternatives}
+    assert told == {False: True, True: False}
