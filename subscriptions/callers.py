@@ -20,6 +20,7 @@ from starlette.requests import Request
 
 from schemas.problems import Forbidden, NotFound, TooManyRequests, Unauthenticated
 from subscriptions.database import AnyRow
+from subscriptions.history import Actor
 from subscriptions.proxies import ProxySettings, certificate_oin
 from subscriptions.secrets import API_KEY_PREFIX, api_key, digest_of
 from subscriptions.tables import api_keys, organisations
@@ -115,6 +116,11 @@ class Caller:
         if self.organisation is None:
             raise Forbidden("This needs a key that belongs to an organisation.")
         return self.organisation
+
+    def acting_as(self, role: str) -> Actor:
+        """The caller as who makes a change: for its organisation in this role, or else as the operator."""
+        organisation_id = None if self.organisation is None else self.organisation.id
+        return Actor("operator" if self.is_operator else role, organisation_id, self.key_id)
 
     def require(self, scopes: Iterable[str]) -> None:
         """Raises `Forbidden` unless the caller has one of the scopes."""

@@ -32,6 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from schemas.problems import Unavailable
 from subscriptions.database import metadata
+from subscriptions.history import Actor, say_who
 
 CHANGES_CHANNEL: Final = "bode_changes"
 """NOTIFY channel that wakes readers; a reader that missed it loses nothing, because it reads the log."""
@@ -101,11 +102,14 @@ class Entry(NamedTuple):
 
 
 @asynccontextmanager
-async def changing(engine: AsyncEngine, settled: Settled | None = None) -> AsyncIterator[AsyncConnection]:
+async def changing(
+    engine: AsyncEngine, settled: Settled | None = None, actor: Actor | None = None
+) -> AsyncIterator[AsyncConnection]:
     """Opens a transaction that may change what matching sees, holding the change lock from its first statement.
 
     Write with the service functions (they call `record_changes`); leaving the block commits, then wakes readers, then
-    waits for `settled`, so that a caller who is answered afterwards finds the change in force everywhere.
+    waits for `settled`, so that a caller who is answered afterwards finds the change in force everywhere. The history
+    names `actor`, or else the broker.
 
     Raises:
         Unavailable: events were being accepted for longer than the lock timeout; nothing was done.
@@ -113,6 +117,8 @@ async def changing(engine: AsyncEngine, settled: Settled | None = None) -> Async
     async with engine.connect() as connection:
         async with connection.begin():
             await take_change_lock(connection)
+            if actor is not None:
+                await say_who(connection, actor)
             before = await read_head(connection)
             yield connection
             version = await read_head(connection)

@@ -18,6 +18,7 @@ from subscriptions.change_log import Settled, changing
 from subscriptions.consent import HandshakeSettings
 from subscriptions.filter_rules import CountEvaluated, FilterRules
 from subscriptions.grants import CancelUngranted
+from subscriptions.history import Actor
 from subscriptions.life_cycle import CancelSubscription
 from subscriptions.secrets import KeyRing
 from subscriptions.sink_urls import CheckSink, SinkRules
@@ -54,9 +55,12 @@ class Context:
     handshakes: HandshakeSettings = field(default_factory=HandshakeSettings)
     route_domain: RouteDomain = no_route
 
-    def changing(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        """Opens a transaction of `change_log.changing` that is in force everywhere when the block has been left."""
-        return changing(self.engine, self.settled)
+    def changing(self, actor: Actor | None = None) -> AbstractAsyncContextManager[AsyncConnection]:
+        """Opens a transaction of `change_log.changing` that is in force everywhere when the block has been left.
+
+        `actor` is who makes the change, for the history of subscriptions that change with it.
+        """
+        return changing(self.engine, self.settled, actor)
 
     @property
     def sinks(self) -> SinkRules:

@@ -12,7 +12,7 @@ from schemas.filters import FOLLOWS, Condition, FilterError, parse
 from schemas.filters.problems import member
 from schemas.filters.reading import not_among, read_of_type
 from schemas.problems import InvalidInput
-from schemas.resources import SubscriptionBody
+from schemas.resources import PreviewBody, SubscriptionBody
 from subscriptions import catalogue, follow_lists
 from subscriptions.tables import Status, subscriptions
 
@@ -25,6 +25,13 @@ class Asked(NamedTuple):
 
     lists: tuple[UUID, ...]
     evaluated: int
+
+
+class Read(NamedTuple):
+    """Filters that have been read: their condition, and the follow lists that they name."""
+
+    condition: Condition
+    lists: tuple[UUID, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,27 @@ class FilterRules:
             InvalidInput: one can't be read, is on something that a registry doesn't allow to filter on, names a list
                 that isn't the organisation's, or there are too many that are evaluated for every event.
         """
+        read = await self.read(connection, body, organisation_id=organisation_id)
+        evaluated = self.count_evaluated(read.condition)
+        if evaluated:
+            others = await _evaluated_by_others(connection, organisation_id, subscription_id)
+            if others + evaluated > self.most_evaluated:
+                raise InvalidInput.field(
+                    "/filters",
+                    "filter-limit",
+                    f"have {evaluated} alternatives with nothing to look up, evaluated for every event; "
+                    f"your subscriptions may have {self.most_evaluated} together, and the others have {others}",
+                )
+        return Asked(read.lists, evaluated)
+
+    async def read(
+        self, connection: AsyncConnection, body: SubscriptionBody | PreviewBody, *, organisation_id: UUID
+    ) -> Read:
+        """Reads the filters of a subscription, made or only tried, whatever they cost.
+
+        Raises:
+            InvalidInput: as `validate`, but for the number.
+        """
         try:
             condition = parse(body.filters, source=body.source, types=body.types or None, domain=body.domain)
         except FilterError as error:
@@ -63,18 +91,7 @@ class FilterRules:
                     f"must not be on {_told(refused)} for events of type {event_type}: "
                     "the catalogue says what may be filtered on",
                 )
-        lists = await _lists(connection, body.filters, organisation_id)
-        evaluated = self.count_evaluated(condition)
-        if evaluated:
-            others = await _evaluated_by_others(connection, organisation_id, subscription_id)
-            if others + evaluated > self.most_evaluated:
-                raise InvalidInput.field(
-                    "/filters",
-                    "filter-limit",
-                    f"have {evaluated} alternatives with nothing to look up, evaluated for every event; "
-                    f"your subscriptions may have {self.most_evaluated} together, and the others have {others}",
-                )
-        return Asked(lists, evaluated)
+        return Read(condition, await _lists(connection, body.filters, organisation_id))
 
 
 def _told(refused: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from schemas.problems import Forbidden, InvalidInput, NotFound
 from subscriptions.change_log import ChangeKind, moment_of_change, record_changes
 from subscriptions.coverage import domain_of_pattern, overlaps
 from subscriptions.database import AnyRow
+from subscriptions.life_cycle import REFUSED_BY_REGISTRY
 from subscriptions.organisations import find_organisation, owner_of
 from subscriptions.tables import Status, grants, organisations, subscriptions
 
@@ -24,6 +25,11 @@ CancelUngranted: TypeAlias = Callable[[AsyncConnection, UUID, UUID], Awaitable[N
 `(connection, provider_id, grant_id)`."""
 
 _OIN_SOURCE: Final = "urn:nld:oin:"
+_WAITING: Final = or_(
+    subscriptions.c.status == Status.REQUESTED,
+    (subscriptions.c.status == Status.REFUSED) & subscriptions.c.status_reason.startswith(REFUSED_BY_REGISTRY),
+)
+"""Subscriptions that wait for a grant; a registry that refused may think better of it."""
 
 
 async def create_grant(
@@ -128,9 +134,12 @@ def _speaks_for(registry: AnyRow, source: str) -> bool:
 
 
 async def take_up_requested(connection: AsyncConnection, provider_id: UUID) -> list[UUID]:
-    """Moves a provider's subscriptions that a grant now covers from requested to validating; returns which."""
+    """Moves a provider's subscriptions that a grant now covers to validating, also those that registries had refused.
+
+    Returns which.
+    """
     waiting = select(subscriptions.c.id, subscriptions.c.types, subscriptions.c.domain, subscriptions.c.source).where(
-        subscriptions.c.organisation_id == provider_id, subscriptions.c.status == Status.REQUESTED
+        subscriptions.c.organisation_id == provider_id, _WAITING
     )
     covered = [
         row.id
@@ -140,7 +149,7 @@ async def take_up_requested(connection: AsyncConnection, provider_id: UUID) -> l
     if covered:
         await connection.execute(
             update(subscriptions)
-            .where(subscriptions.c.id == func.any(covered), subscriptions.c.status == Status.REQUESTED)
+            .where(subscriptions.c.id == func.any(covered), _WAITING)
             .values(
                 status=Status.VALIDATING,
                 status_reason=None,

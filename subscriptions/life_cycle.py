@@ -20,6 +20,7 @@ from subscriptions.follow_lists import name_lists
 from subscriptions.tables import Status, subscriptions
 
 NO_GRANT: Final = "no-grant: no registry has granted anything that this subscription asks for"
+REFUSED_BY_REGISTRY: Final = "refused-by-registry"
 SINK_CHANGED: Final = "sink-changed: waits for the new sink's consent"
 HANDSHAKE_FAILED: Final = "handshake-failed"
 RENEWAL_REFUSED: Final = "renewal-refused"
@@ -255,6 +256,11 @@ async def end(
     await cancel(connection, key)
 
 
+def is_refused_by_registry(row: AnyRow) -> bool:
+    """Tells whether registries said no, so that a sink's consent changes nothing."""
+    return bool(row.status == Status.REFUSED and (row.status_reason or "").startswith(REFUSED_BY_REGISTRY))
+
+
 def after_sink_change(row: AnyRow) -> dict[str, Any]:
     """Returns the columns that follow from a new sink: consent, pace and handshake belong to the old one."""
     values: dict[str, Any] = {
@@ -264,6 +270,8 @@ def after_sink_change(row: AnyRow) -> dict[str, Any]:
         "allowed_rate": None,
         "failing_since": None,
     }
+    if is_refused_by_registry(row):
+        return values
     match Status(row.status):
         case Status.REQUESTED | Status.ENDED:
             pass

@@ -113,6 +113,16 @@ def secret_purpose(subscription_id: UUID) -> bytes:
     return b"signing secret " + subscription_id.bytes
 
 
+def credential_purpose(subscription_id: UUID) -> bytes:
+    """Returns what the credential for the sink of a subscription is bound to."""
+    return b"sink credential " + subscription_id.bytes
+
+
+def answer_purpose(test_notification_id: UUID) -> bytes:
+    """Returns what the sink's answer to a test notification is bound to."""
+    return b"test answer " + test_notification_id.bytes
+
+
 def signing_secret() -> str:
     """Makes a Standard Webhooks secret: `whsec_` and the base64 of 32 random bytes."""
     return SIGNING_SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()

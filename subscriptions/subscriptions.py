@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 from uuid import UUID, uuid4
 
 from pydantic import ValidationError
@@ -16,10 +16,13 @@ from subscriptions.change_log import ChangeKind, record_changes
 from subscriptions.database import AnyRow
 from subscriptions.filter_rules import FilterRules
 from subscriptions.grants import could_receive
-from subscriptions.secrets import KeyRing, secret_purpose, signing_secret
+from subscriptions.requests import forget_refusals
+from subscriptions.secrets import KeyRing, credential_purpose, secret_purpose, signing_secret
 from subscriptions.sink_urls import SinkRules
 from subscriptions.tables import Status, subscriptions
 from subscriptions.validation import invalid_params
+
+_CREDENTIAL: Final = "sinkCredential"
 
 
 async def create(
@@ -46,6 +49,7 @@ async def create(
         "id": identity,
         "organisation_id": organisation_id,
         "secret": keys.seal(secret.encode(), secret_purpose(identity)),
+        "sink_credential": _sealed(body, identity, keys),
     }
     if await _could_receive(connection, organisation_id, body):
         values |= {"status": Status.VALIDATING, "validate_at": func.now()}
@@ -81,7 +85,13 @@ def expect_version(row: AnyRow, expected: int | None) -> None:
 
 
 async def replace(
-    connection: AsyncConnection, row: AnyRow, body: SubscriptionBody, *, sinks: SinkRules, filters: FilterRules
+    connection: AsyncConnection,
+    row: AnyRow,
+    body: SubscriptionBody,
+    *,
+    keys: KeyRing,
+    sinks: SinkRules,
+    filters: FilterRules,
 ) -> AnyRow:
     """Replaces what a provider says of a subscription; its status follows where it must.
 
@@ -91,9 +101,17 @@ async def replace(
     sinks.validate(body.sink)
     asked = await filters.validate(connection, body, organisation_id=row.organisation_id, subscription_id=row.id)
     values = _columns(body) | {"evaluated": asked.evaluated}
+    if "sink_credential" in body.model_fields_set or body.sink != row.sink:
+        values["sink_credential"] = _sealed(body, row.id, keys)
     if body.sink != row.sink:
         values |= life_cycle.after_sink_change(row)
-    if row.status == Status.REQUESTED and await _could_receive(connection, row.organisation_id, body):
+    asks_anew = any(values[name] != getattr(row, name) for name in ("types", "domain", "source"))
+    if life_cycle.is_refused_by_registry(row) and asks_anew:
+        await forget_refusals(connection, row.id)
+        values |= {"status": Status.REQUESTED, "status_reason": life_cycle.NO_GRANT}
+    if values.get("status", row.status) == Status.REQUESTED and await _could_receive(
+        connection, row.organisation_id, body
+    ):
         values |= {"status": Status.VALIDATING, "status_reason": None, "validate_at": func.now()}
     changed: AnyRow | None = (
         await connection.execute(
@@ -117,8 +135,11 @@ def merged(row: AnyRow, patch: Mapping[str, Any]) -> SubscriptionBody:
         InvalidInput: the result isn't a valid subscription.
     """
     current = content(row).model_dump(mode="json", exclude_none=True)
+    result = _merge(current, patch)
+    if patch.get(_CREDENTIAL, ...) is None:
+        result[_CREDENTIAL] = None  # it can't be read, so only null itself says that it goes
     try:
-        return SubscriptionBody.model_validate(_merge(current, patch))
+        return SubscriptionBody.model_validate(result)
     except ValidationError as error:
         raise InvalidInput(params=invalid_params(error.errors(), "body")) from None
 
@@ -160,6 +181,13 @@ async def rotate_secret(connection: AsyncConnection, row: AnyRow, overlap: timed
     ).one()
     await record_changes(connection, [(ChangeKind.SUBSCRIPTION, row.id)])
     return changed
+
+
+def _sealed(body: SubscriptionBody, subscription_id: UUID, keys: KeyRing) -> bytes | None:
+    credential = body.sink_credential
+    if credential is None:
+        return None
+    return keys.seal(credential.model_dump_json(by_alias=True).encode(), credential_purpose(subscription_id))
 
 
 def secret_of(row: AnyRow, keys: KeyRing) -> str:

@@ -225,6 +225,7 @@ subscriptions = Table(
     Column("status", Text, nullable=False, comment="See the states above the tables"),
     Column("status_reason", Text, comment="A code, and after a colon what more there is to say"),
     Column("secret", LargeBinary, nullable=False, comment="Signing secret, encrypted"),
+    Column("sink_credential", LargeBinary, comment="What the sink asks to see, encrypted; write-only"),
     Column("previous_secret", LargeBinary, comment="The one before, encrypted; signs too until it expires"),
     _moment("previous_secret_expires_at"),
     Column("allowed_rate", Integer, comment="Notifications a minute that the sink allows; empty: any"),
@@ -270,6 +271,34 @@ subscriptions = Table(
     ),
     Index("ix_subscriptions_validate_at", "validate_at", postgresql_where=text("validate_at IS NOT NULL")),
     Index("ix_subscriptions_requested", "organisation_id", postgresql_where=text("status = 'requested'")),
+)
+
+subscription_refusals = Table(
+    "subscription_refusals",
+    metadata,
+    Column("subscription_id", Uuid, ForeignKey("subscriptions.id", ondelete="CASCADE"), nullable=False),
+    Column("registry_id", Uuid, ForeignKey("organisations.id"), nullable=False),
+    Column("reason", Text, nullable=False),
+    _now("refused_at"),
+    PrimaryKeyConstraint("subscription_id", "registry_id"),
+    comment="What registries said no to; a subscription is refused when all that it asks have",
+)
+
+test_notifications = Table(
+    "test_notifications",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("subscription_id", Uuid, ForeignKey("subscriptions.id", ondelete="CASCADE"), nullable=False),
+    _now("requested_at"),
+    _moment("claimed_until", comment="By a delivery process; empty: by none"),
+    _moment("sent_at"),
+    Column("milliseconds", Integer, comment="Until the answer was read, or given up"),
+    Column("status", SmallInteger, comment="HTTP status; empty: no answer, or not sent yet"),
+    Column("reason", Text, comment="Why there was no answer, or why it would count as a failure"),
+    Column("excerpt", LargeBinary, comment="First bytes of the answer, encrypted"),
+    Index(None, "subscription_id", "requested_at"),
+    Index("ix_test_notifications_waiting", "requested_at", postgresql_where=text("sent_at IS NULL")),
+    comment="Test notifications that were asked for, with what the sink answered; kept for a day",
 )
 
 handshake_tokens = Table(

@@ -9,8 +9,8 @@ from broker.matching.accessors import Accessor
 from broker.matching.atoms import Computed, ComputedNumber, Contains, Literal, Number, NumberIs, Reads, Whole
 from broker.matching.context import Context
 from broker.matching.guards import holds_key, literal_test
-from broker.matching.plan import TYPE, Conjunction
-from schemas.filters import values
+from broker.matching.plan import TYPE, Conjunction, conjunctions
+from schemas.filters import Condition, values
 from schemas.filters.algebra import (
     All,
     Any,
@@ -79,6 +79,36 @@ class Explanation:
                 found.append(f"{head}yes: every event")
             found += [f"{head}{'yes' if check.holds else 'no'}: {check.text}" for check in alternative.checks]
         return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """How an alternative is found: by what is looked up, and what must then be evaluated."""
+
+    looked_up: tuple[str, ...]
+    evaluated: tuple[str, ...]
+    evaluated_always: bool
+    has_type: bool
+
+
+def plan_of(condition: Condition) -> tuple[Planned, ...]:
+    """The alternatives of a condition as an index would hold them; none: no event can match."""
+    found, _ = conjunctions(condition)
+    return tuple(_planned(each) for each in found)
+
+
+def _planned(conjunction: Conjunction) -> Planned:
+    looked_up = [_key(reading, value) for reading, value in conjunction.keys]
+    if conjunction.event_type is not None:
+        looked_up.insert(0, _key(TYPE, conjunction.event_type))
+    if conjunction.span is not None:
+        looked_up += [describe(literal) for literal in conjunction.span.literals]
+    return Planned(
+        tuple(looked_up),
+        tuple(describe(literal) for literal in conjunction.guards),
+        not conjunction.keys and conjunction.span is None and bool(conjunction.guards),
+        conjunction.event_type is not None,
+    )
 
 
 def alternative(conjunction: Conjunction, context: Context) -> Alternative:

@@ -15,6 +15,7 @@ from broker.delivery.heartbeats import Heartbeats
 from broker.delivery.office import DirectoryOffice
 from broker.delivery.recorder import Recorder
 from broker.delivery.sender import Sender
+from broker.delivery.trials import Trials
 from broker.leasing import Leasing
 from broker.processes.housekeeping import Housekeeper
 from broker.processes.resources import Resources, open_resources
@@ -72,6 +73,7 @@ class DeliverProcess:
             resources.engine, self._client, self._delivery.origin, settings.handshake, settings.api.public_url
         )
         self._housekeeper = Housekeeper(resources.pool, resources.engine, settings.accounting, settings.retention)
+        self._trials = Trials(resources.engine, resources.keys, self._client, self._delivery.origin)
         self.office = DirectoryOffice(
             resources.engine,
             resources.keys,
@@ -127,6 +129,7 @@ class DeliverProcess:
             "disable": self._engine.disable,
             "handshakes": self._handshaker.run,
             "heartbeats": self._heartbeats.run,
+            "test-notifications": self._trials.run,
             "house": self._keep_house,
             "housekeeping": self._housekeeper.run,
             "site": self._site.run,
@@ -170,6 +173,7 @@ class DeliverProcess:
     def _changes_told(self, _: str) -> None:
         self.office.ask()
         self._handshaker.ask()
+        self._trials.ask()
 
     def _listening_again(self) -> None:
         self._sweep_asked.set()

@@ -45,7 +45,7 @@ def _is_allowed(name: str, allowed: frozenset[str]) -> bool:
 
 
 def _collect(condition: Condition, event_type: str, found: set[str]) -> None:
-    if _settled(condition, event_type) is not None:
+    if decided_by_type(condition, event_type) is not None:
         return
     match condition:
         case All(operands) | Any(operands):
@@ -61,17 +61,17 @@ def _collect(condition: Condition, event_type: str, found: set[str]) -> None:
             found.add(condition.attribute)
 
 
-def _settled(condition: Condition, event_type: str) -> bool | None:
-    """The answer where the type alone gives it."""
+def decided_by_type(condition: Condition, event_type: str) -> bool | None:
+    """The answer about events of a type where the type alone gives it; None: it rests on more."""
     match condition:
         case All(operands):
-            answers = [_settled(operand, event_type) for operand in operands]
+            answers = [decided_by_type(operand, event_type) for operand in operands]
             return False if False in answers else None if None in answers else True
         case Any(operands):
-            answers = [_settled(operand, event_type) for operand in operands]
+            answers = [decided_by_type(operand, event_type) for operand in operands]
             return True if True in answers else None if None in answers else False
         case Not(operand):
-            answer = _settled(operand, event_type)
+            answer = decided_by_type(operand, event_type)
             return None if answer is None else not answer
         case Exact("type", value):
             return event_type == value

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, AliasChoices, ConfigDict, Field, PlainSeria
 from pydantic_core import PydanticCustomError
 
 from schemas.resources.base import Answer, EventType, Page, Printable, Resource
+from schemas.resources.credentials import SinkCredential
 
 _RESERVED_HEADERS: Final = frozenset(
     {
@@ -139,12 +140,6 @@ def _either(name: str) -> AliasChoices:
     return AliasChoices(name, name.lower())
 
 
-def _refuse_credential(value: Any) -> Any:
-    if value is not None:
-        raise PydanticCustomError("not-supported", "is not supported yet: leave it out")
-    return value
-
-
 def _check_config(config: dict[str, str]) -> dict[str, str]:
     seconds = config.get(HEARTBEAT_SECONDS)
     if seconds is not None and not (
@@ -173,10 +168,11 @@ class SubscriptionBody(Resource):
         validation_alias=_either("protocolSettings"),
         description="How the HTTP request is made.",
     )
-    sink_credential: Annotated[Any, AfterValidator(_refuse_credential)] = Field(
+    sink_credential: SinkCredential | None = Field(
         default=None,
         validation_alias=_either("sinkCredential"),
-        description="Credential for the sink. Not supported yet: anything but null is refused.",
+        description="What the sink asks to see. Stored encrypted, and never shown: absent leaves it as it is, null "
+        "takes it away, and so does another sink, which must not see it.",
     )
     source: Annotated[Printable, Field(min_length=1, max_length=2048)] | None = Field(
         default=None,

@@ -8,13 +8,39 @@ from subscriptions.edge import Edge
 from subscriptions.failures import handle_problems
 from subscriptions.http import Route
 from subscriptions.openapi import describe
-from subscriptions.routes import asyncapi, domains, event_types, grants, handshakes, keys, organisations, subscriptions
+from subscriptions.routes import (
+    asyncapi,
+    domains,
+    event_types,
+    grants,
+    handshakes,
+    history,
+    keys,
+    organisations,
+    requests,
+    subscriptions,
+    trials,
+)
+
+_PARTS = (
+    subscriptions,
+    history,
+    trials,
+    requests,
+    grants,
+    domains,
+    event_types,
+    asyncapi,
+    organisations,
+    keys,
+    handshakes,
+)
 
 
 def build_router() -> APIRouter:
     """Makes the router of everything that people manage, under the API's prefix."""
     router = APIRouter(prefix=API_PREFIX, route_class=Route, redirect_slashes=False)
-    for part in (subscriptions, grants, domains, event_types, asyncapi, organisations, keys, handshakes):
+    for part in _PARTS:
         router.include_router(part.router)
     return router
 

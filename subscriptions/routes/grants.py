@@ -45,7 +45,7 @@ async def create_grant(
     once: Repeatable,
 ) -> Grant:
     """Grants types of your own domains to a provider; its subscriptions that waited for this are taken up."""
-    async with context.changing() as connection, once.within(connection):
+    async with context.changing(caller.acting_as("registry")) as connection, once.within(connection):
         created = await service.create_grant(
             connection,
             registry_id=caller.own.id,
@@ -55,8 +55,8 @@ async def create_grant(
             valid_from=body.valid_from,
             valid_until=body.valid_until,
         )
-        row = (await connection.execute(_grants().where(grants.c.id == created.id))).one()
-        grant = _grant(request, row)
+        row = (await connection.execute(grants_with_oins().where(grants.c.id == created.id))).one()
+        grant = grant_of(request, row)
         response.headers["Location"] = grant.url
         await once.keep(connection, grant, response)
     return grant
@@ -79,7 +79,7 @@ async def list_grants(
         statement = statement.where(revoked if status == "revoked" else ~revoked)
     async with context.engine.connect() as connection:
         page = await paging.read(connection, statement, (grants.c.created_at, grants.c.id))
-    results = [_grant(request, row) for row in page.rows]
+    results = [grant_of(request, row) for row in page.rows]
     return GrantPage(count=page.count, next=page.next, previous=page.previous, results=results)
 
 
@@ -91,7 +91,7 @@ async def get_grant(request: Request, id: UUID, caller: ByCaller, context: InCon
         row = (await connection.execute(statement)).one_or_none()
     if row is None:
         raise NotFound
-    return _grant(request, row)
+    return grant_of(request, row)
 
 
 @router.delete(
@@ -101,11 +101,12 @@ async def get_grant(request: Request, id: UUID, caller: ByCaller, context: InCon
 )
 async def revoke_grant(id: UUID, caller: ByCaller, context: InContext) -> None:
     """Revokes a grant. What is pending on it has been cancelled when the answer comes."""
-    async with context.changing() as connection:
+    async with context.changing(caller.acting_as("registry")) as connection:
         await service.revoke_grant(connection, id, registry_id=caller.own.id, cancel_ungranted=context.cancel_ungranted)
 
 
-def _grants() -> AnySelect:
+def grants_with_oins() -> AnySelect:
+    """The grants with the OINs of both sides."""
     registry, provider = organisations.alias(), organisations.alias()
     return (
         select(grants, registry.c.oin.label("registry"), provider.c.oin.label("provider"))
@@ -116,12 +117,13 @@ def _grants() -> AnySelect:
 
 def _visible_to(caller: Caller) -> AnySelect:
     if caller.is_operator:
-        return _grants()
+        return grants_with_oins()
     own_id = caller.own.id
-    return _grants().where(or_(grants.c.registry_id == own_id, grants.c.provider_id == own_id))
+    return grants_with_oins().where(or_(grants.c.registry_id == own_id, grants.c.provider_id == own_id))
 
 
-def _grant(request: Request, row: AnyRow) -> Grant:
+def grant_of(request: Request, row: AnyRow) -> Grant:
+    """A grant as the API says it."""
     return Grant(
         url=f"{api_url(request)}/grants/{row.id}",
         id=row.id,

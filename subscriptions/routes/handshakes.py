@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Request
 from schemas.problems import InvalidInput, InvalidParam
 from schemas.resources import HandshakeConsent, Status
 from subscriptions import consent
+from subscriptions.history import Actor
 from subscriptions.http import InContext, Route, operation
 
 router = APIRouter(prefix=consent.CALLBACK_PATH.rstrip("/"), tags=["handshakes"], route_class=Route)
@@ -61,7 +62,7 @@ async def _consent(request: Request, token: str, context: InContext, given: str 
         if in_header:
             raise _invalid("header", _RATE_HEADER, reason) from None
         raise _invalid("query", "allowedRate", reason) from None
-    async with context.changing() as connection:
+    async with context.changing(Actor("sink")) as connection:
         recorded = await consent.redeem(connection, token, allowed_rate=rate, settings=context.handshakes)
     return HandshakeConsent(status=Status(recorded.status), allowed_rate=recorded.allowed_rate)
 

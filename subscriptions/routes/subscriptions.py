@@ -65,7 +65,7 @@ async def create_subscription(
     CloudEvents webhook handshake.
     """
     own = caller.own
-    async with context.changing() as connection, once.within(connection):
+    async with context.changing(caller.acting_as("provider")) as connection, once.within(connection):
         row, secret = await service.create(
             connection, body, organisation_id=own.id, keys=context.keys, sinks=context.sinks, filters=context.filters
         )
@@ -149,11 +149,13 @@ async def replace_subscription(
     subscription is `disabled`, and what matches is numbered and kept.
     """
     own = caller.own
-    async with context.changing() as connection:
+    async with context.changing(caller.acting_as("provider")) as connection:
         row = await _to_change(connection, id, own.id, expected)
         if body.secret is not None and body.secret != service.secret_of(row, context.keys):
             raise InvalidInput.field("/secret", "read-only", "can't be set: POST to its secret to have a new one")
-        row = await service.replace(connection, row, body, sinks=context.sinks, filters=context.filters)
+        row = await service.replace(
+            connection, row, body, keys=context.keys, sinks=context.sinks, filters=context.filters
+        )
     return await _answer(request, response, row, own.oin, caller)
 
 
@@ -185,11 +187,16 @@ async def change_subscription(
     own = caller.own
     patch = body.model_dump(mode="json", by_alias=True, exclude_unset=True)
     content = {name: value for name, value in patch.items() if name in _CONTENT}
-    async with context.changing() as connection:
+    async with context.changing(caller.acting_as("provider")) as connection:
         row = await _to_change(connection, id, own.id, expected)
         if content:
             row = await service.replace(
-                connection, row, service.merged(row, content), sinks=context.sinks, filters=context.filters
+                connection,
+                row,
+                service.merged(row, content),
+                keys=context.keys,
+                sinks=context.sinks,
+                filters=context.filters,
             )
         if body.status is not None and body.status != row.status:
             step = life_cycle.pause if body.status == Status.PAUSED.value else life_cycle.resume
@@ -206,7 +213,7 @@ async def change_subscription(
 async def end_subscription(id: UUID, caller: ByCaller, context: InContext, expected: ExpectedVersion) -> None:
     """Ends a subscription for good: nothing matches any more, and what is pending is cancelled."""
     own = caller.own
-    async with context.changing() as connection:
+    async with context.changing(caller.acting_as("provider")) as connection:
         await _to_change(connection, id, own.id, expected)
         await life_cycle.end(connection, id, organisation_id=own.id, cancel=context.cancel_subscription)
 
@@ -226,7 +233,7 @@ async def rotate_secret(
 ) -> RotatedSecret:
     """Makes a new signing secret. Both sign for the time of the overlap, so that no notification fails to verify."""
     overlap = timedelta(seconds=(body or SecretRotation()).overlap_seconds)
-    async with context.changing() as connection, once.within(connection):
+    async with context.changing(caller.acting_as("provider")) as connection, once.within(connection):
         row = await service.get(connection, id, organisation_id=caller.own.id)
         row = await service.rotate_secret(connection, row, overlap, keys=context.keys)
         rotated = RotatedSecret(

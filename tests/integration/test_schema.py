@@ -38,6 +38,8 @@ CATALOGUES = {
         WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND attnum > 0 AND NOT attisdropped
           AND attrelid NOT IN ({PARTS})
     """,
+    "functions": "SELECT proname, prosrc FROM pg_proc WHERE pronamespace = 'public'::regnamespace",
+    "triggers": "SELECT tgrelid::regclass::text, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal",
     "enums": "SELECT enumtypid::regtype::text, enumlabel, enumsortorder FROM pg_enum",
 }
 
