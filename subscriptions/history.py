@@ -69,8 +69,8 @@ BEGIN
                    SELECT member.key FROM jsonb_each(to_jsonb(made)) AS member
                    WHERE member.value IS DISTINCT FROM to_jsonb(former) -> member.key
                      AND member.key NOT IN ('version', 'updated_at', 'ended_at', 'validate_at', 'validated_at',
-                         'refused_since', 'failing_since', 'consented_by_callback', 'evaluated', 'previous_secret',
-                         'previous_secret_expires_at', 'status_reason')
+                         'refused_since', 'failing_since', 'heartbeat_at', 'consented_by_callback', 'evaluated',
+                         'previous_secret', 'previous_secret_expires_at', 'status_reason')
                    ORDER BY member.key
                ),
                who[1], nullif(who[2], '')::uuid, nullif(who[3], '')::uuid

@@ -47,6 +47,21 @@ MATRIX: Final[dict[str, Row]] = {
     "changeSubscription": Row("/subscriptions/{subscription}", "provider", body={"ordering": "none"}),
     "endSubscription": Row("/subscriptions/{subscription}", "provider", right=204, prepare="subscription"),
     "rotateSecret": Row("/subscriptions/{subscription}/secret", "provider", body={}),
+    "listSubscriptionHistory": Row("/subscriptions/{subscription}/history", "provider", operator=200),
+    "sendTestNotification": Row("/subscriptions/{subscription}/test-notifications", "provider", right=409),
+    "getTestNotification": Row(
+        "/subscriptions/{subscription}/test-notifications/{subscription}", "provider", right=404
+    ),
+    "previewSubscription": Row("/subscription-previews", "provider", stranger=200, body={"days": 1}),
+    "listSubscriptionRequests": Row("/subscription-requests", "registry", stranger=OWN_ONLY),
+    "getSubscriptionRequest": Row("/subscription-requests/{request}", "registry"),
+    "approveSubscription": Row(
+        "/subscription-requests/{request}/approvals", "registry", right=201, body={"legalBasis": "wet"},
+        prepare="request",
+    ),
+    "refuseSubscription": Row(
+        "/subscription-requests/{request}/refusals", "registry", body={"reason": "Nee."}, prepare="request"
+    ),
     "createGrant": Row(
         "/grants", "registry", right=201, stranger=403,
         body={"provider": "{provider_oin}", "types": ["{domain}.a"], "legalBasis": "wet"},

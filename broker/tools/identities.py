@@ -1,7 +1,7 @@
 """The organisations of the demo, with their keys: five registries, two providers and an operator.
 
-Registry `<x>` owns the domain `nl.<x>` and has granted all of it to both providers. Made once; the keys are kept in the
-data directory, readable by its owner only, and made anew where the database doesn't know them.
+Registry `<x>` owns the domain `nl.<x>`, describes its types, and has granted all of it to both providers. Made once; the
+keys are kept in the data directory, readable by its owner only, and made anew where the database doesn't know them.
 """
 
 import json
@@ -15,6 +15,7 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from broker.tools.demo_catalogue import describe_types
 from broker.tools.samples import SOURCES
 from subscriptions.callers import Scope, create_key
 from subscriptions.change_log import changing
@@ -56,19 +57,22 @@ class Identities:
 
 
 async def prepare(engine: AsyncEngine, data_dir: Path) -> Identities:
-    """Make what is missing of the demo's organisations, domains, grants and keys. Idempotent."""
+    """Make what is missing of the demo's organisations, domains, event types, grants and keys. Idempotent."""
     path = data_dir / "demo.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     async with changing(engine) as connection:
         operator = await _key(connection, known.get("operator"), None, (Scope.OPERATE,), "demo operator")
         registries: dict[str, Registry] = {}
+        organisations: dict[str, UUID] = {}
         for name, source in SOURCES.items():
             oin = source.split(":")[3]
             organisation = await _organisation(connection, oin, f"Demo {name.upper()}", name)
+            organisations[name] = organisation
             await _domain(connection, organisation, f"nl.{name}")
             former = known.get("registries", {}).get(name, {}).get("key")
             key = await _key(connection, former, organisation, _REGISTRY_SCOPES, f"demo {name}")
             registries[name] = Registry(oin, key, source)
+        await describe_types(connection, organisations)
         providers: dict[str, Provider] = {}
         for name, oin in PROVIDERS.items():
             organisation = await _organisation(connection, oin, f"Demo {name}", None)

@@ -107,7 +107,7 @@ async def approve_subscription(
 @router.post(
     "/{id}/refusals",
     response_model=Refusal,
-    **operation("refuseSubscription", "Refuse a subscription", scopes=_MANAGE, problems=(404,), body=True, success=201),
+    **operation("refuseSubscription", "Refuse a subscription", scopes=_MANAGE, problems=(404,), body=True),
 )
 async def refuse_subscription(id: UUID, body: RefusalBody, caller: ByCaller, context: InContext) -> Refusal:
     """Refuses a subscription, with a reason that its provider reads. It is `refused` when all that it asks have.

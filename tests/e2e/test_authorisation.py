@@ -69,6 +69,11 @@ class Stage:
         operator = self.installation.key("operator")
         places: dict[str, tuple[str, str, Any]] = {
             "subscription": (consume, "/subscriptions", MATRIX["createSubscription"].body),
+            "request": (
+                consume,
+                "/subscriptions",
+                {**MATRIX["createSubscription"].body, "types": ["{domain}.{fresh}"]},
+            ),
             "grant": (manage, "/grants", MATRIX["createGrant"].body),
             "event_type": (manage, "/event-types", MATRIX["describeEventType"].body),
             "key": (operator, f"/organisations/{self.provider.id}/keys", {"scopes": ["events.publish"]}),
@@ -121,7 +126,7 @@ async def stage(installation: Installation) -> Stage:
     status, made = await stage.call(manage, "POST", "/domains", {"name": domain})
     assert status == 201, made
     names["domain_id"] = made["uuid"]
-    for what in ("grant", "subscription", "event_type", "key"):
+    for what in ("grant", "subscription", "request", "event_type", "key"):
         await stage.prepare(what)
     sent = event(f"urn:nld:oin:{registry.oin}:systeem:X", f"{domain}.a", "s")
     names["event"] = json.loads(sent)["id"]

@@ -1,0 +1,37 @@
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from managing import World, database, world
+
+from broker.tools.identities import prepare
+from broker.tools.samples import CATALOGUE, SOURCES
+from subscriptions.directory import load
+
+
+@pytest.fixture(scope="module")
+def url(postgres_url: str) -> Iterator[str]:
+    with database(postgres_url) as made:
+        yield made
+
+
+@pytest.fixture
+async def bode(url: str) -> AsyncIterator[World]:
+    async with world(url) as made:
+        yield made
+
+
+async def test_demo_registries_describe_their_types_and_accept_any_data(bode: World, tmp_path: Path) -> None:
+    identities = await prepare(bode.engine, tmp_path)
+    again = await prepare(bode.engine, tmp_path)
+    assert again == identities
+    key = identities.providers["gemeente"].key
+    listed = (await bode.call("GET", "/event-types?limit=500", key=key)).json["results"]
+    assert [each["type"] for each in listed] == [kind.type for kind in CATALOGUE]
+    assert {each["type"].split(".")[1] for each in listed} == set(SOURCES)
+    for each in listed:
+        assert (each["validation"], each["filterAttributes"], each["version"]) == ("off", None, 1)
+        assert each["dataSchema"]["properties"]
+        assert each["registry"] == identities.registries[each["type"].split(".")[1]].oin
+    _, directory = await load(bode.engine)
+    assert not any(directory.validated(kind.type) for kind in CATALOGUE)
