@@ -1,7 +1,7 @@
 """The organisations of the demo, with their keys: five registries, two providers and an operator.
 
-Registry `<x>` owns the domain `nl.<x>`, describes its types, and has granted all of it to both providers. Made once; the
-keys are kept in the data directory, readable by its owner only, and made anew where the database doesn't know them.
+Registry `<x>` owns the domain `nl.<x>`, describes its types, and has granted all of it to both providers. Made once;
+the keys are kept in the data directory, readable by its owner only, and made anew where the database doesn't know them.
 """
 
 import json

@@ -229,13 +229,13 @@ async def test_a_credential_stays_until_it_is_taken_away_or_the_sink_is_another(
 @pytest.mark.parametrize(
     ("given", "name"),
     [
-        ({"credentialType": "PLAIN", "identifier": "x"}, "/sinkCredential/PLAIN/secret"),
+        ({"credentialType": "PLAIN", "identifier": "x"}, "/sinkCredential/secret"),
         ({"credentialType": "OTHER"}, "/sinkCredential"),
-        ({"credentialType": "PLAIN", "identifier": "x", "secret": "a\r\nb"}, "/sinkCredential/PLAIN/secret"),
-        ({"credentialType": "ACCESSTOKEN"}, "/sinkCredential/ACCESSTOKEN/accessToken"),
+        ({"credentialType": "PLAIN", "identifier": "x", "secret": "a\r\nb"}, "/sinkCredential/secret"),
+        ({"credentialType": "ACCESSTOKEN"}, "/sinkCredential/accessToken"),
         (
             {"credentialType": "REFRESHTOKEN", "accessToken": "x", "refreshToken": "x", "refreshTokenEndpoint": "http://x"},
-            "/sinkCredential/REFRESHTOKEN/refreshTokenEndpoint",
+            "/sinkCredential/refreshTokenEndpoint",
         ),
         (7, "/sinkCredential"),
     ],

@@ -40,7 +40,7 @@ BAD_BODIES: list[tuple[str, Any, str]] = [
     ("sink missing", {"sink": ...}, "/sink"),
     ("protocol missing", {"protocol": ...}, "/protocol"),
     ("protocol of another kind", {"protocol": "MQTT5"}, "/protocol"),
-    ("credential", {"sinkCredential": {"credentialType": "PLAIN"}}, "/sinkCredential"),
+    ("credential", {"sinkCredential": {"credentialType": "PLAIN"}}, "/sinkCredential/identifier"),
     ("unknown field", {"colour": "red"}, "/colour"),
     ("field in snake case", {"subscriber_reference": "x"}, "/subscriber_reference"),
     ("unknown field within", {"protocolSettings": {"verb": "POST"}}, "/protocolSettings/verb"),
