@@ -4,15 +4,19 @@ These run in the API's transactions. The cost of a reading doesn't grow with a b
 rows that it cancels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Row, Select, select, text
+from sqlalchemy import Row, Select, TextClause, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.storage.tables import deliveries, events, rejections
 from subscriptions.tables import subscriptions
+
+_TRIES: Final = 8
+_DEADLOCK: Final = "40P01"
 
 _COUNT_CANCELLED: Final = """
 INSERT INTO delivery_totals AS total (subscription, cancelled)
@@ -89,13 +93,28 @@ The last outcome is that of the first delivery that is pending, if it was tried,
 
 async def cancel_subscription(connection: AsyncConnection, key: int) -> None:
     """Cancel what is pending of a subscription that ends."""
-    await connection.execute(_CANCEL_SUBSCRIPTION, {"key": key, "reason": "subscription-ended"})
+    await _cancel(connection, [_CANCEL_SUBSCRIPTION], {"key": key, "reason": "subscription-ended"})
 
 
 async def cancel_ungranted(connection: AsyncConnection, provider_id: UUID, grant_id: UUID) -> None:
     """Cancel what is pending on a grant that was revoked, but for what another grant covers."""
-    await connection.execute(_REGRANT, {"provider_id": provider_id, "grant_id": grant_id})
-    await connection.execute(_CANCEL_UNGRANTED, {"provider_id": provider_id, "grant_id": grant_id})
+    await _cancel(connection, [_REGRANT, _CANCEL_UNGRANTED], {"provider_id": provider_id, "grant_id": grant_id})
+
+
+async def _cancel(connection: AsyncConnection, statements: Sequence[TextClause], parameters: Mapping[str, Any]) -> None:
+    """Change many deliveries at once, while outcomes of the same ones are being recorded.
+
+    Both lock rows, in orders that nobody chose; who is told of a deadlock lets go of its rows and begins again.
+    """
+    for left in reversed(range(_TRIES)):
+        try:
+            async with connection.begin_nested():
+                for statement in statements:
+                    await connection.execute(statement, parameters)
+            return
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) != _DEADLOCK or not left:
+                raise
 
 
 async def read_health(connection: AsyncConnection, keys: Sequence[int]) -> Sequence[Row[Any]]:

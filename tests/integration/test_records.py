@@ -1,5 +1,6 @@
 """Outcomes as they are recorded: only once, only by the owner, and the sums agree (promise 2)."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from random import Random
@@ -9,6 +10,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from accepting import Broker, Subscribed, broker, migrated
+from sqlalchemy import text
 
 from broker.ingest.accept import Accepted
 from broker.storage import leases, people, records
@@ -197,6 +199,26 @@ async def test_ended_subscription_cancels_what_is_pending_and_outcomes_come_too_
     assert await totals(bode, subscription) == (1, 0, 3)
     reasons = {row["reason"] for row in (await bode.deliveries(subscription.key))[1:]}
     assert reasons == {"subscription-ended"}
+
+
+async def test_cancellation_that_deadlocks_with_outcomes_begins_again(
+    bode: Broker, delivering: asyncpg.Connection
+) -> None:
+    subscription = await matched(bode, 2)
+    mark = "UPDATE deliveries SET attempts = attempts + 1 WHERE subscription = $1 AND sequence = $2"
+    waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pid = $1)"
+    async with changing(bode.world.engine) as connection:
+        backend = (await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one()
+        async with delivering.transaction():
+            await delivering.execute(mark, subscription.key, 2)
+            cancelling = asyncio.create_task(people.cancel_subscription(connection, subscription.key))
+            async with asyncio.timeout(20):
+                while not await bode.pool.fetchval(waits, backend):
+                    await asyncio.sleep(0.01)
+            await delivering.execute(mark, subscription.key, 1)  # waits for one that waits for us
+        await cancelling
+    assert await states(bode, subscription) == ["cancelled", "cancelled"]
+    assert await totals(bode, subscription) == (0, 0, 2)
 
 
 async def test_revocation_cancels_what_no_other_grant_covers(bode: Broker) -> None:
