@@ -26,7 +26,8 @@ from subscriptions.routes import install
 from subscriptions.secrets import KeyRing, generate_encryption_key
 from subscriptions.tokens import OauthSettings
 
-RING = KeyRing([generate_encryption_key()])
+KEY = generate_encryption_key()
+RING = KeyRing([KEY])
 _RANDOM = Random()
 
 

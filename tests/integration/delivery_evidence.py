@@ -1,0 +1,427 @@
+"""What delivery processes did, held against the promises: arrivals at the sinks, and what the database saw happen.
+
+Two triggers that only tests have write down every change of owner of a shard and every change of a delivery. Each
+function of `Evidence` returns what is wrong, in words; an empty list is what we want.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Final
+from uuid import UUID
+
+import asyncpg
+from delivery_processes import DeliverProcess
+from scripted_sinks import THROTTLES, UNANSWERED, Arrival, Move
+
+from broker.storage import leases
+
+WATCH: Final = """
+CREATE TABLE seen_owners (number int, former uuid, owner uuid, epoch bigint, at float8);
+CREATE FUNCTION see_owner() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO seen_owners
+    VALUES (NEW.number, OLD.owner, NEW.owner, NEW.epoch, extract(epoch FROM clock_timestamp()));
+    RETURN NULL;
+END $$;
+CREATE TRIGGER see_owner AFTER UPDATE ON leases FOR EACH ROW
+    WHEN (NEW.kind = 'shard' AND (OLD.owner IS DISTINCT FROM NEW.owner OR OLD.epoch <> NEW.epoch))
+    EXECUTE FUNCTION see_owner();
+CREATE TABLE seen_deliveries
+    (subscription bigint, sequence bigint, state text, attempts int, due float8, reason text, by text,
+     at float8);
+CREATE INDEX ON seen_deliveries (subscription, sequence);
+CREATE FUNCTION see_delivery() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO seen_deliveries
+    VALUES (NEW.subscription, NEW.sequence, NEW.state, NEW.attempts, extract(epoch FROM NEW.next_attempt_at),
+            NEW.reason, current_setting('application_name'), extract(epoch FROM clock_timestamp()));
+    RETURN NULL;
+END $$;
+CREATE TRIGGER see_delivery AFTER UPDATE ON deliveries FOR EACH ROW EXECUTE FUNCTION see_delivery();
+"""
+ACCOUNTS: Final = """
+SELECT numbers.subscription, numbers.last_sequence AS matched,
+       coalesce(totals.delivered, 0) AS delivered, coalesce(totals.dead, 0) AS dead,
+       coalesce(totals.cancelled, 0) AS cancelled, counted.*
+FROM subscription_numbers AS numbers LEFT JOIN delivery_totals AS totals USING (subscription)
+CROSS JOIN LATERAL (
+    SELECT count(*) AS rows, count(DISTINCT sequence) AS numbers, coalesce(min(sequence), 1) AS lowest,
+           coalesce(max(sequence), 0) AS highest,
+           count(*) FILTER (WHERE state = 'pending') AS rows_pending,
+           count(*) FILTER (WHERE state = 'delivered') AS rows_delivered,
+           count(*) FILTER (WHERE state = 'dead') AS rows_dead,
+           count(*) FILTER (WHERE state = 'cancelled') AS rows_cancelled
+    FROM deliveries WHERE deliveries.subscription = numbers.subscription
+) AS counted
+WHERE numbers.subscription = ANY($1::bigint[])
+"""
+"""One statement, so one snapshot: what is counted and what is there."""
+SHORTEST: Final = 0.8
+"""Of a wait of the schedule, which varies by ±20 %."""
+_EPSILON: Final = 0.002
+_STATEMENT_SECONDS: Final = 0.5
+"""A statement that began before a shard changed hands, and was seen after it, may be so late."""
+_COMMIT_SECONDS: Final = 2.0
+"""From when a trigger sees a change to when it is committed, at most, on a slow machine."""
+FAILURES_TO_OPEN: Final = 10
+FIRST_OPEN_SECONDS: Final = 5.0
+
+
+@dataclass
+class Expected:
+    """A subscription as the model knows it. Index 0 is number 1."""
+
+    key: int
+    identity: UUID
+    waits: Sequence[float]
+    events: list[str] = field(default_factory=list)
+    lanes: list[str | None] = field(default_factory=list)
+    accepted_by: list[float] = field(default_factory=list)
+    """When the acceptance was answered, in real time."""
+    quiet: list[tuple[float, float, int, int]] = field(default_factory=list)
+    """From, until: paused; the numbers of this half-open range were accepted in between."""
+    resumed: list[float] = field(default_factory=list)
+    """When it was resumed, after which its sink has a new beginning."""
+    revoked: list[float] = field(default_factory=list)
+    ended: bool = False
+
+
+@dataclass
+class Evidence:
+    """All that is known of some subscriptions once they are quiet."""
+
+    subscriptions: dict[str, Expected]
+    arrivals: dict[str, list[Arrival]]
+    processes: dict[str, DeliverProcess]
+    shards: int
+    concurrency: int
+    owners: dict[int, list[asyncpg.Record]] = field(default_factory=lambda: defaultdict(list))
+    """Changes of owner by shard."""
+    seen: dict[tuple[int, int], list[asyncpg.Record]] = field(default_factory=lambda: defaultdict(list))
+    rows: dict[tuple[int, int], asyncpg.Record] = field(default_factory=dict)
+    attempts: dict[tuple[int, int], list[asyncpg.Record]] = field(default_factory=lambda: defaultdict(list))
+
+    async def read(self, pool: asyncpg.Pool) -> None:
+        keys = [subscription.key for subscription in self.subscriptions.values()]
+        for row in await pool.fetch("SELECT * FROM seen_owners ORDER BY at"):
+            self.owners[row["number"]].append(row)
+        for row in await pool.fetch(
+            "SELECT * FROM seen_deliveries WHERE subscription = ANY($1::bigint[]) ORDER BY at", keys
+        ):
+            self.seen[row["subscription"], row["sequence"]].append(row)
+        for row in await pool.fetch("SELECT * FROM deliveries WHERE subscription = ANY($1::bigint[])", keys):
+            self.rows[row["subscription"], row["sequence"]] = row
+        for row in await pool.fetch(
+            "SELECT * FROM attempts WHERE subscription = ANY($1::bigint[]) ORDER BY started_at", keys
+        ):
+            self.attempts[row["subscription"], row["sequence"]].append(row)
+
+    def wrong(self) -> list[str]:
+        """Everything that breaks a promise."""
+        checks = (
+            self.numbers, self.ends, self.order, self.repetitions, self.strays, self.records, self.schedule,
+            self.sinks, self.silence,
+        )  # fmt: skip
+        return [f"{check.__name__}: {found}" for check in checks for found in check()]
+
+    # promise 5
+
+    def numbers(self) -> Iterator[str]:
+        """Each event that matched has its number, contiguous from 1, and each number that arrived its event."""
+        for subscription in self.subscriptions.values():
+            found = sorted(sequence for key, sequence in self.rows if key == subscription.key)
+            if found != list(range(1, len(subscription.events) + 1)):
+                yield f"{subscription.key} has the numbers {found}, expected 1 to {len(subscription.events)}"
+        for subscription, arrival in self._each():
+            if not 1 <= arrival.sequence <= len(subscription.events):
+                yield f"{_of(arrival)} has a number that nobody gave"
+            elif arrival.event != subscription.events[arrival.sequence - 1]:
+                yield f"{_of(arrival)} is not the event with this number"
+
+    # promises 1 and 2
+
+    def ends(self) -> Iterator[str]:
+        """Delivered: the sink accepted it. Dead: by the schedule, with a reason. Cancelled: it was caused."""
+        for subscription, sequence, arrivals in self._deliveries():
+            row = self.rows.get((subscription.key, sequence))
+            if row is None:
+                continue  # told by `numbers`
+            name = f"{subscription.key}#{sequence}"
+            match row["state"]:
+                case "delivered":
+                    if not any(arrival.accepted for arrival in arrivals):
+                        yield f"{name} is delivered, and no sink accepted it"
+                case "dead":
+                    final = row["status"] in (400, 413, 415) and row["attempts"] >= 2
+                    if row["attempts"] != len(subscription.waits) + 1 and not final:
+                        yield f"{name} is dead after {row['attempts']} attempts"
+                case "cancelled":
+                    caused = row["reason"] == "grant-ended" and subscription.revoked
+                    if not caused and not (row["reason"] == "subscription-ended" and subscription.ended):
+                        yield f"{name} is cancelled for {row['reason']}, which nobody did"
+                case state:
+                    yield f"{name} is {state}, though its sink answers"
+            if row["state"] in ("dead", "cancelled") and not row["reason"]:
+                yield f"{name} has no reason"
+
+    # promise 3
+
+    def order(self) -> Iterator[str]:
+        """When one of a lane arrives first, all before it in the lane have ended, or had their last attempt."""
+        for name, subscription in self.subscriptions.items():
+            by_number = _by_number(self.arrivals[name])
+            last_of_lane: dict[str, list[int]] = defaultdict(list)
+            for sequence, lane in enumerate(subscription.lanes, 1):
+                if lane is None:
+                    continue
+                arrivals = by_number.get(sequence)
+                if arrivals:
+                    for earlier in last_of_lane[lane]:
+                        if not self._over(subscription, earlier, by_number.get(earlier, []), arrivals[0].begun):
+                            yield f"{_of(arrivals[0])} overtook number {earlier} of its lane"
+                last_of_lane[lane].append(sequence)
+
+    def _over(self, subscription: Expected, sequence: int, arrivals: list[Arrival], at: float) -> bool:
+        before = [arrival for arrival in arrivals if arrival.begun < at]
+        if any(arrival.accepted and arrival.ended <= at for arrival in before):
+            return True
+        row = self.rows.get((subscription.key, sequence))
+        if row is None or row["state"] not in ("dead", "cancelled"):
+            return False
+        seen = self.seen[subscription.key, sequence]
+        return seen[-1]["at"] <= at or len(before) >= min(row["attempts"], len(subscription.waits) + 1)
+
+    # promise 4
+
+    def repetitions(self) -> Iterator[str]:
+        """What a sink accepted comes again only when it was in flight while its shard changed hands.
+
+        Or when the answer got lost on its way, which the broker then has as a failed attempt that the sink had not
+        planned.
+        """
+        for subscription, sequence, arrivals in self._deliveries():
+            failures = [row["reason"] for row in self.attempts[subscription.key, sequence]]
+            lost = sum(reason in ("timed-out", "connection-closed") for reason in failures)
+            lost -= sum(arrival.move in UNANSWERED for arrival in arrivals)
+            ended = next(
+                (row["at"] for row in self.seen[subscription.key, sequence] if row["state"] != "pending"), None
+            )
+            former: Arrival | None = None
+            for arrival in arrivals:
+                if former is not None and not self._in_flight(subscription, former, arrival, ended):
+                    lost -= 1
+                    if lost < 0:
+                        yield f"{_of(arrival)} came again, {_of(former)} had been accepted"
+                if arrival.accepted:
+                    former = arrival
+
+    def _in_flight(self, subscription: Expected, former: Arrival, again: Arrival, ended: float | None) -> bool:
+        if self._stray(subscription, again):
+            return True  # counted by `strays`
+        changes = self._changes(subscription, former.begun, again.begun)
+        return any(ended is None or change["at"] <= ended + _COMMIT_SECONDS for change in changes)
+
+    def duplicates(self) -> int:
+        """How many arrivals came after one that the sink had accepted."""
+        count = 0
+        for _, _, arrivals in self._deliveries():
+            accepted = next((i for i, arrival in enumerate(arrivals) if arrival.accepted), len(arrivals))
+            count += len(arrivals[accepted + 1 :])
+        return count
+
+    def strays(self) -> Iterator[str]:
+        """Who lost a shard begins nothing more for it.
+
+        What was under way when a process was stopped or its shard was taken may still come in: no more than the limit
+        for each sink. One that was cut off from the database learns of its loss at its next renewal.
+        """
+        for name, subscription in self.subscriptions.items():
+            strays = Counter(a.process for a in self.arrivals[name] if self._stray(subscription, a))
+            for process, count in strays.items():
+                losses = max(len(self.processes[process].disturbed), self._losses(subscription, process))
+                if count > self.concurrency * losses:
+                    yield f"{count} arrivals at {subscription.key} from {process} after it had lost the shard"
+
+    def records(self) -> Iterator[str]:
+        """Only the owner of a shard records what came of an attempt; what is late changes nothing."""
+        names = {leases.application_name(process.owner): process for process in self.processes.values()}
+        for subscription in self.subscriptions.values():
+            hands = self._hands(subscription)
+            for sequence in range(1, len(subscription.events) + 1):
+                for row in self.seen[subscription.key, sequence]:
+                    process = names.get(row["by"])
+                    if process is None:
+                        continue  # a person's request
+                    before = [change["owner"] for change in hands if change["at"] <= row["at"] - _STATEMENT_SECONDS]
+                    since = [c["owner"] for c in hands if row["at"] - _STATEMENT_SECONDS < c["at"] <= row["at"]]
+                    if process.owner not in [*before[-1:], *since]:
+                        name = f"{subscription.key}#{sequence}"
+                        yield f"{process.name} {row['state']} {name} at {row['at']:.3f}, not being the owner"
+
+    def _stray(self, subscription: Expected, arrival: Arrival) -> bool:
+        """Whether its process didn't own the shard when it arrived."""
+        taken = [row for row in self._hands(subscription) if row["at"] <= arrival.begun]
+        return not taken or taken[-1]["owner"] != self.processes[arrival.process].owner
+
+    def _losses(self, subscription: Expected, process: str) -> int:
+        owner = self.processes[process].owner
+        return sum(row["former"] == owner for row in self._hands(subscription))
+
+    def _changes(self, subscription: Expected, begin: float, end: float) -> list[asyncpg.Record]:
+        return [row for row in self._hands(subscription) if begin - 0.05 <= row["at"] <= end]
+
+    def _hands(self, subscription: Expected) -> list[asyncpg.Record]:
+        """Through which hands its shard went."""
+        return self.owners[subscription.key % self.shards]
+
+    # promise 9 and the schedule
+
+    def schedule(self) -> Iterator[str]:
+        """No attempt comes before its wait is over, less 20 %, nor before Retry-After is; none beyond the schedule."""
+        for subscription, sequence, arrivals in self._deliveries():
+            row = self.rows.get((subscription.key, sequence))
+            if row is not None and row["attempts"] > len(subscription.waits) + 1:
+                yield f"{subscription.key}#{sequence} had {row['attempts']} attempts"
+            failures = 0
+            for former, again in pairwise(arrivals):
+                one_hand = former.process == again.process and not self._changes(
+                    subscription, former.begun, again.begun
+                )
+                if former.accepted or not one_hand:
+                    failures = 0
+                    if not former.accepted and not self._stray(subscription, again):
+                        yield from self._not_before_recorded(subscription, again)
+                    continue
+                if former.move is Move.DROP:
+                    continue  # a kept connection that was closed is replaced within the attempt
+                if former.move is Move.GONE:
+                    failures = 0
+                    continue
+                failures += 1
+                waited = again.begun_by_clock - former.begun_by_clock
+                wait = SHORTEST * subscription.waits[min(failures, len(subscription.waits)) - 1]
+                if former.move in THROTTLES:
+                    wait = max(wait, min(former.retry_after, self._left(subscription, former)))
+                if waited < wait - _EPSILON:
+                    yield f"{_of(again)} came {waited:.3f} s after {_of(former)}, not {wait:.3f} s"
+
+    def _left(self, subscription: Expected, arrival: Arrival) -> float:
+        """Of the schedule, up to which Retry-After is obeyed, less what may pass until the answer is read."""
+        age = arrival.ended_by_clock - subscription.accepted_by[arrival.sequence - 1]
+        return sum(subscription.waits) - age - 0.5
+
+    def _not_before_recorded(self, subscription: Expected, again: Arrival) -> Iterator[str]:
+        """Another process keeps to the time that stands in the database."""
+        seen = self.seen[subscription.key, again.sequence]
+        recorded = [row for row in seen if row["at"] < again.begun - _COMMIT_SECONDS]
+        if recorded and recorded[-1]["due"] and again.begun_by_clock < recorded[-1]["due"] - _EPSILON:
+            yield f"{_of(again)} came before the time that was recorded for it"
+
+    def sinks(self) -> Iterator[str]:
+        """While Retry-After holds, or after ten failures in a row, a sink gets no more than what is under way."""
+        for name, subscription in self.subscriptions.items():
+            by_process: dict[str, list[Arrival]] = defaultdict(list)
+            for arrival in self.arrivals[name]:
+                by_process[arrival.process].append(arrival)
+            for arrivals in by_process.values():
+                in_a_row, former = 0, 0.0
+                for arrival in sorted(arrivals, key=lambda each: each.ended):
+                    anew = any(former <= moment <= arrival.ended for moment in subscription.resumed)
+                    in_a_row = 0 if arrival.accepted else 1 if anew else in_a_row + 1
+                    former = arrival.ended
+                    if arrival.move in THROTTLES:
+                        wait = min(arrival.retry_after, self._left(subscription, arrival))
+                        yield from self._rests(subscription, arrivals, arrival, wait, "Retry-After")
+                    if in_a_row >= FAILURES_TO_OPEN:
+                        yield from self._rests(
+                            subscription, arrivals, arrival, SHORTEST * FIRST_OPEN_SECONDS, "the breaker"
+                        )
+
+    def _rests(
+        self, subscription: Expected, arrivals: list[Arrival], after: Arrival, seconds: float, why: str
+    ) -> Iterator[str]:
+        """Of one process: what begins within `seconds` after `after` was begun before the answer was read."""
+        until = after.ended_by_clock + seconds - _EPSILON
+        late = [a for a in arrivals if a.begun > after.ended and a.begun_by_clock < until and a is not after]
+        if late and any(after.begun <= moment <= late[-1].begun for moment in subscription.resumed):
+            return
+        if late and any(a.accepted and a.begun <= late[0].begun for a in arrivals if a.ended > after.ended):
+            return  # one that was under way succeeded, which closes the breaker
+        if len(late) >= self.concurrency and not self._changes(subscription, after.begun, late[-1].begun):
+            yield f"{len(late)} arrivals at {subscription.key} from {after.process} while {why} held since {_of(after)}"
+
+    # promises 6 and 8
+
+    def silence(self) -> Iterator[str]:
+        """Paused: nothing that was accepted since is sent. Revoked: nothing of before is sent any more."""
+        for subscription, arrival in self._each():
+            for begin, until, first, last in subscription.quiet:
+                if first <= arrival.sequence < last and begin < arrival.begun < until:
+                    yield f"{_of(arrival)} came while the subscription was paused"
+            row = self.rows.get((subscription.key, arrival.sequence))
+            if row is None or row["reason"] != "grant-ended":
+                continue
+            at = next(at for at in subscription.revoked if at > subscription.accepted_by[arrival.sequence - 1])
+            disturbed = self.processes[arrival.process].disturbed
+            if arrival.begun > at + 1.0 and not any(moment < arrival.begun for moment in disturbed):
+                yield f"{_of(arrival)} came {arrival.begun - at:.3f} s after its grant had been revoked"
+
+    # reading
+
+    def _each(self) -> Iterator[tuple[Expected, Arrival]]:
+        for name, arrivals in self.arrivals.items():
+            for arrival in arrivals:
+                yield self.subscriptions[name], arrival
+
+    def _deliveries(self) -> Iterator[tuple[Expected, int, list[Arrival]]]:
+        for name, subscription in self.subscriptions.items():
+            by_number = _by_number(self.arrivals[name])
+            for sequence in range(1, len(subscription.events) + 1):
+                yield subscription, sequence, by_number.get(sequence, [])
+
+    def told(self) -> str:
+        """The whole story, in order of time, for a person who looks for a cause."""
+        lines: list[tuple[float, str]] = []
+        for subscription, arrival in self._each():
+            lane = subscription.lanes[arrival.sequence - 1] if arrival.sequence <= len(subscription.lanes) else "?"
+            lines.append(
+                (arrival.begun, f"{subscription.key} lane {lane} {_of(arrival)} clock {arrival.begun_by_clock:.3f}")
+            )
+        names = {process.owner: process.name for process in self.processes.values()}
+        keys = {subscription.key % self.shards for subscription in self.subscriptions.values()}
+        for number in keys:
+            for row in self.owners[number]:
+                hands = f"{names.get(row['former'])} to {names.get(row['owner'])}"
+                lines.append((row["at"], f"shard {row['number']} from {hands}, epoch {row['epoch']}"))
+        for process in self.processes.values():
+            lines += [(moment, f"{process.name} was disturbed") for moment in process.disturbed]
+        for (key, sequence), rows in self.seen.items():
+            for row in rows:
+                what = f"{row['state']} attempts {row['attempts']} due {row['due']} {row['reason']}"
+                lines.append((row["at"], f"recorded {key}#{sequence} {what}"))
+        return "\n".join(f"{at:.3f} {text}" for at, text in sorted(lines))
+
+
+def account(rows: Sequence[Any]) -> list[str]:
+    """What is wrong with the accounts (promise 2), at any moment."""
+    wrong = []
+    for row in rows:
+        sums = {state: row[state] for state in ("delivered", "dead", "cancelled")}
+        counted = {state: row[f"rows_{state}"] for state in sums}
+        contiguous = (row["rows"], row["numbers"], row["lowest"], row["highest"]) == (
+            row["matched"], row["matched"], 1, row["matched"],
+        )  # fmt: skip
+        if sums != counted or not contiguous or row["matched"] != sum(counted.values()) + row["rows_pending"]:
+            wrong.append(str(dict(row)))
+    return wrong
+
+
+def _by_number(arrivals: Sequence[Arrival]) -> dict[int, list[Arrival]]:
+    found: dict[int, list[Arrival]] = defaultdict(list)
+    for arrival in sorted(arrivals, key=lambda each: each.begun):
+        found[arrival.sequence].append(arrival)
+    return found
+
+
+def _of(arrival: Arrival) -> str:
+    return f"#{arrival.sequence} ({arrival.move} by {arrival.process} at {arrival.begun:.3f}–{arrival.ended:.3f})"

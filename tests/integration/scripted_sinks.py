@@ -1,0 +1,183 @@
+"""Sinks on real sockets that do as they are told, arrival by arrival, and write down what came when."""
+
+import asyncio
+import json
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, Self
+
+
+class Move(StrEnum):
+    """What a sink does with one notification."""
+
+    ACCEPT = "accept"
+    SLOW = "slow"
+    FAIL = "fail"
+    REFUSE = "refuse"
+    """400: final after one retry."""
+    REDIRECT = "redirect"
+    THROTTLE = "throttle"
+    """429 with Retry-After."""
+    AWAY = "away"
+    """503 with Retry-After."""
+    GONE = "gone"
+    HANG = "hang"
+    DRIP = "drip"
+    DROP = "drop"
+    CUT = "cut"
+    GARBAGE = "garbage"
+    ENDLESS = "endless"
+
+
+SUCCESSES: Final = frozenset({Move.ACCEPT, Move.SLOW})
+UNANSWERED: Final = frozenset({Move.HANG, Move.DRIP, Move.DROP, Move.CUT})
+THROTTLES: Final = frozenset({Move.THROTTLE, Move.AWAY})
+_SLOW_SECONDS: Final = 0.08
+_CONSENT: Final = b"HTTP/1.1 200 OK\r\nWebHook-Allowed-Origin: *\r\nContent-Length: 0\r\n\r\n"
+_BYTES: Final = {
+    Move.ACCEPT: b"HTTP/1.1 204 No Content\r\n\r\n",
+    Move.SLOW: b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    Move.FAIL: b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n",
+    Move.REFUSE: b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n",
+    Move.REDIRECT: b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n",
+    Move.GONE: b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n",
+    Move.CUT: b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nno end to",
+    Move.GARBAGE: b"SSH-2.0-OpenSSH_9.6\r\n",
+    Move.ENDLESS: b"HTTP/1.1 200 OK\r\n" + b"X-Filler: more and more\r\n" * 3000,
+}
+_HANGS_UP: Final = frozenset({Move.CUT, Move.GARBAGE, Move.ENDLESS})
+
+
+@dataclass(slots=True)
+class Arrival:
+    """One request as a sink saw it; times are real seconds since 1970, and those of the test's clock."""
+
+    subscription: str
+    sequence: int
+    process: str
+    event: str
+    move: Move
+    retry_after: int
+    begun: float
+    begun_by_clock: float
+    ended: float = 0.0
+    """When it was answered, or given up by the other side."""
+    ended_by_clock: float = 0.0
+
+    @property
+    def accepted(self) -> bool:
+        return self.move in SUCCESSES
+
+
+@dataclass
+class Script:
+    """What the sink of one subscription does next: the moves in turn, then the last one for ever."""
+
+    moves: deque[Move]
+    last: Move
+    retry_after: int
+    arrivals: list[Arrival] = field(default_factory=list)
+
+    def next(self) -> Move:
+        return self.moves.popleft() if self.moves else self.last
+
+
+@dataclass
+class ScriptedSinks:
+    """All sinks, at one port; the target of a sink is the id of its subscription's script."""
+
+    clock: Callable[[], float]
+    scripts: dict[str, Script] = field(default_factory=dict)
+    strays: list[str] = field(default_factory=list)
+    """Requests that no sink of ours was asked for."""
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, backlog=1024)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.port}/{name}"
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while await self._answer(reader, writer):
+                pass
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.transport.abort()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Answer one request; whether the connection may stay."""
+        head, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        method, target, _ = head.split(" ")
+        fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        body = await reader.readexactly(int(fields["content-length"]))
+        script = self.scripts.get(target.removeprefix("/"))
+        if script is not None and method == "OPTIONS":  # it is asked again after it was gone
+            writer.write(_CONSENT)
+            return True
+        if script is None or method != "POST":
+            self.strays.append(head)
+            writer.write(_BYTES[Move.FAIL])
+            return True
+        event = json.loads(body)
+        _, subscription, sequence = fields["webhook-id"].split("_")
+        move = script.next()
+        arrival = Arrival(
+            subscription, int(sequence), fields["webhook-request-origin"], event["id"], move, script.retry_after,
+            time.time(), self.clock(),
+        )  # fmt: skip
+        assert event["subscriptionsequence"] == sequence
+        script.arrivals.append(arrival)
+        try:
+            return await self._do(arrival, reader, writer)
+        finally:
+            if not arrival.ended:
+                _ends(arrival, self.clock)
+
+    async def _do(self, arrival: Arrival, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        move = arrival.move
+        if move is Move.SLOW:
+            await asyncio.sleep(_SLOW_SECONDS)
+        elif move is Move.HANG:
+            await reader.read(1)  # until the other side gives up
+            return False
+        elif move is Move.DRIP:
+            writer.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            while not reader.at_eof():
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+            return False
+        elif move is Move.DROP:
+            return False
+        if move in THROTTLES:
+            status = "429 Too Many Requests" if move is Move.THROTTLE else "503 Service Unavailable"
+            data = f"HTTP/1.1 {status}\r\nRetry-After: {arrival.retry_after}\r\nContent-Length: 0\r\n\r\n".encode()
+        else:
+            data = _BYTES[move]
+        _ends(arrival, self.clock)
+        writer.write(data)
+        await writer.drain()
+        return move not in _HANGS_UP
+
+
+def _ends(arrival: Arrival, clock: Callable[[], float]) -> None:
+    arrival.ended, arrival.ended_by_clock = time.time(), clock()
