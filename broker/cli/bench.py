@@ -96,6 +96,30 @@ def _deliveries(fan_out: int, payload: int) -> int:
 
 
 @app.command()
+def fairness_sinks(
+    pairs: Annotated[int, typer.Option(min=1, max=50, help="Runs with the backlog and without.")] = 5,
+    backlog: Annotated[int, typer.Option(min=100, help="Deliveries that wait on dead sinks.")] = 1_000_000,
+    dead_sinks: Annotated[int, typer.Option(min=3, max=10_000, help="Dead sinks, a third of each kind.")] = 300,
+    settle: Annotated[float, typer.Option(min=0, help="Seconds to find out which are dead.")] = 20.0,
+    json_output: JsonOutput = False,
+) -> None:
+    """Measure healthy sinks while many deliveries wait on dead ones, and without them."""
+    from broker.tools import bench_backlog as bench
+    from broker.tools.bench_backlog_side import Workload
+
+    console = Console(stderr=json_output)
+
+    async def measure() -> None:
+        workload = Workload(backlog=backlog, dead_sinks=dead_sinks, settle_seconds=settle)
+        report = await bench.run(workload, pairs, console)
+        console.print(bench.table(report))
+        if json_output:
+            typer.echo(json.dumps(report.as_json(), indent=2))
+
+    run(measure())
+
+
+@app.command()
 def soak(
     minutes: Annotated[float, typer.Option(min=0.1, help="How long.")] = 30,
     rate: Annotated[float, typer.Option(min=1, help="Deliveries a second; half of what is possible says most.")] = 1000,
