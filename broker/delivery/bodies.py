@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,7 +12,7 @@ from broker.storage import records
 from broker.storage.sealing import open_body
 from subscriptions.secrets import KeyRing, SealError
 
-_READ_AT_ONCE: Final = 500
+_READ_AT_ONCE: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,9 @@ class Bodies:
         self._kept: OrderedDict[int, Body] = OrderedDict()
         self._bytes = 0
         self._wanted: dict[int, list[BodyWanted]] = {}
+        self._ahead: dict[int, int] = {}
+        """Bytes of what was read ahead and not used yet."""
+        self._ahead_bytes = 0
         self._asked = asyncio.Event()
 
     def kept(self, key: int) -> Body | None:
@@ -57,7 +61,17 @@ class Bodies:
         body = self._kept.get(key)
         if body is not None:
             self._kept.move_to_end(key)
+            if key in self._ahead:
+                self._ahead_bytes -= self._ahead.pop(key)
         return body
+
+    def read_ahead(self, keys: Iterable[int]) -> None:
+        """These will be asked for soon: read them together, unless much is waiting to be used already."""
+        if self._ahead_bytes < self._max_bytes // 4:
+            for key in keys:
+                if key not in self._kept and key not in self._wanted:
+                    self._wanted[key] = []
+            self._asked.set()
 
     def ask(self, key: int, wanted: "BodyWanted") -> None:
         """Read the body of an event; `wanted` is told."""
@@ -98,6 +112,9 @@ class Bodies:
                     wanted.unreadable()
                 continue
             self._keep(key, body)
+            if not waiting and key not in self._ahead:
+                self._ahead[key] = len(body.content)
+                self._ahead_bytes += len(body.content)
             for wanted in waiting:
                 wanted.opened(body)
         for waiting in asked.values():
@@ -105,8 +122,12 @@ class Bodies:
                 wanted.opened(None)
 
     def _keep(self, key: int, body: Body) -> None:
+        known = self._kept.pop(key, None)
+        if known is not None:  # it was asked for again while it was being read
+            self._bytes -= len(known.content)
         self._kept[key] = body
         self._bytes += len(body.content)
         while self._bytes > self._max_bytes and len(self._kept) > 1:
-            _, dropped = self._kept.popitem(last=False)
+            key, dropped = self._kept.popitem(last=False)
             self._bytes -= len(dropped.content)
+            self._ahead_bytes -= self._ahead.pop(key, 0)

@@ -127,7 +127,9 @@ class Engine:
         self._disable_after = settings.disable_days * 86400
         self._runners = Runners(settings, office, recorder)
         self._turns: Turns[Runner] = Turns(settings.at_once)
-        self.feeder = Feeder(pool, settings, ownership, self._runners, self._look, self._serve, clock)
+        self.feeder = Feeder(
+            pool, settings, ownership, self._runners, self._look, self._serve, bodies.read_ahead, clock
+        )
         self._attempts: set[Attempt] = set()
         self._all_ended = asyncio.Event()
         self._serving = False

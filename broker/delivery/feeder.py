@@ -54,6 +54,7 @@ class Feeder:
         runners: Runners,
         look: Callable[[Runner], None],
         serve: Callable[[], None],
+        read_ahead: Callable[[Iterable[int]], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._pool = pool
@@ -62,6 +63,7 @@ class Feeder:
         self._runners = runners
         self._look = look
         self._serve = serve
+        self._read_ahead = read_ahead
         self._clock = clock
         self._hungry: dict[int, None] = {}
         self._asked = asyncio.Event()
@@ -161,6 +163,7 @@ class Feeder:
         offered: dict[int, list[Delivery]] = {runner.key: [] for runner in wanting}
         for row in rows:
             offered[row[0]].append(Delivery(*row))
+        self._read_ahead({row[2] for row in rows if not row[5]})  # what waits for its time is read in its time
         now = self._clock()
         for runner in wanting:
             runner.queue.behind = len(offered[runner.key]) == limit

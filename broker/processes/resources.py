@@ -61,12 +61,25 @@ async def open_resources(
             pool.terminate()
 
 
+async def _as_it_is(_: asyncpg.Connection) -> None:
+    """Nothing here changes a session, so a connection that comes back needs no statement that resets it.
+
+    An open transaction is rolled back all the same.
+    """
+
+
 async def _open_pool(dsn: str, session: Mapping[str, str], size: int) -> asyncpg.Pool:
     pause = 0.1
     while True:
         try:
             return await asyncpg.create_pool(
-                dsn, min_size=1, max_size=size, timeout=5, server_settings=dict(session), command_timeout=60
+                dsn,
+                min_size=1,
+                max_size=size,
+                timeout=5,
+                reset=_as_it_is,
+                server_settings=dict(session),
+                command_timeout=60,
             )
         except (asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError, OSError, TimeoutError) as error:
             log().warning("database-not-ready", error=type(error).__name__)
