@@ -15,8 +15,8 @@ import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from broker.delivery.feeder import DATABASE_TROUBLE
-from broker.storage import accounting, jobs, leases, pruning, retention, retirement
-from broker.storage.accounting import Finding
+from broker.storage import accounting, drift, jobs, leases, pruning, retention, retirement
+from broker.storage.drift import Finding
 from broker.storage.retention import Day
 from broker.storage.settings import AccountingSettings, RetentionSettings
 from broker.storage.tables import key_at
@@ -108,7 +108,7 @@ class Housekeeper:
     async def tell(self) -> None:
         """Set the figures; every process tells the same, whoever did the work."""
         async with self._pool.acquire() as connection:
-            for kind, count in (await accounting.known_drift(connection)).items():
+            for kind, count in (await drift.counts(connection)).items():
                 DRIFT.labels(kind).set(count)
             for name, (finished, seconds) in (await jobs.rounds(connection)).items():
                 ROUND_FINISHED.labels(name).set(finished)

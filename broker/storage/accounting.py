@@ -12,7 +12,7 @@ Each look is one snapshot (REPEATABLE READ), so traffic beside it makes no diffe
 """
 
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,28 +21,20 @@ from typing import Final
 
 import asyncpg
 
+from broker.storage import drift
+from broker.storage.drift import (
+    ATTEMPT_DANGLING,
+    EVENT_MISSING,
+    ID_MISSING,
+    PAYLOAD_MISSING,
+    ROW_EXTRA,
+    ROW_MISSING,
+    STATE_CHANGED,
+    TOTAL_WRONG,
+    Finding,
+)
 from broker.storage.evidence import BLOCK, RETIRED
 from broker.storage.tables import key_at
-
-ROW_MISSING: Final = "row-missing"
-"""A number that was given has no row, and no day was retired that explains it."""
-ROW_EXTRA: Final = "row-extra"
-"""A number has two rows, or lies beyond the last that was given."""
-TOTAL_WRONG: Final = "total-wrong"
-"""The total of a state is not the number of rows in it."""
-STATE_CHANGED: Final = "state-changed"
-"""A block that had closed counts differently now."""
-EVENT_MISSING: Final = "event-missing"
-"""A delivery, or an accepted id, whose event is gone."""
-PAYLOAD_MISSING: Final = "payload-missing"
-"""A delivery that is still to be sent, or dead, whose event has no payload."""
-ID_MISSING: Final = "id-missing"
-"""An event that deduplication doesn't know: it would be accepted again."""
-ATTEMPT_DANGLING: Final = "attempt-dangling"
-"""An attempt without its delivery."""
-KINDS: Final = (
-    ROW_MISSING, ROW_EXTRA, TOTAL_WRONG, STATE_CHANGED, EVENT_MISSING, PAYLOAD_MISSING, ID_MISSING, ATTEMPT_DANGLING,
-)  # fmt: skip
 
 SPAN: Final = 20
 """Blocks that one query counts."""
@@ -201,22 +193,6 @@ SELECT (SELECT max(day) FROM retirements WHERE retired_at IS NOT NULL) AS retire
        coalesce((SELECT (cursor ->> 'forgotten')::bigint FROM house_jobs WHERE name = 'prune'), 0) AS forgotten
 """
 
-_NOTE: Final = """
-INSERT INTO drift (kind, subscription, number, event_key, detail, found_at, seen_at)
-SELECT *, $6::timestamptz, $6::timestamptz FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[])
-ON CONFLICT (kind, subscription, number, event_key) DO UPDATE SET detail = excluded.detail, seen_at = excluded.seen_at
-"""
-
-_CLEAR_NUMBERS: Final = """
-DELETE FROM drift WHERE subscription = $1 AND number BETWEEN $2 AND $3 AND kind = ANY($4::text[]) AND seen_at < $5
-"""
-_CLEAR_EVENTS: Final = """
-DELETE FROM drift
-WHERE subscription = 0 AND event_key >= $1 AND event_key < $2 AND kind = ANY($3::text[]) AND seen_at < $4
-"""
-
-_KINDS: Final = "SELECT kind, count(*) FROM drift GROUP BY kind"
-
 _REPAIR: Final = f"""
 WITH gone AS (
     SELECT coalesce(sum(last - first + 1) FILTER (WHERE state = 'delivered'), 0)::bigint AS delivered,
@@ -232,17 +208,6 @@ UPDATE delivery_totals SET delivered = kept.delivered + gone.delivered, dead = k
 FROM kept, gone WHERE subscription = $1
 """
 """Totals from the rows. The row lock is held from before the snapshot of this statement: see `repair_totals`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something that does not add up: of a number, of a subscription as a whole (number 0), or of an event."""
-
-    kind: str
-    subscription: int = 0
-    number: int = 0
-    event_key: int = 0
-    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,13 +307,13 @@ async def check_totals(connection: asyncpg.Connection, key: int, now: datetime) 
             _WRITE_ACCOUNT, key, through, closed.delivered, closed.cancelled, matched if caught_up else -1, ended, now,
             took,
         )  # fmt: skip
-        await _note(connection, findings, now)
+        await drift.note(connection, findings, now)
         kinds = [TOTAL_WRONG, ROW_MISSING, ROW_EXTRA]
         if caught_up:
-            await connection.execute(_CLEAR_NUMBERS, key, 0, 0, kinds, now)
-            await connection.execute(_CLEAR_NUMBERS, key, matched + 1, 2**62, kinds, now)
+            await drift.clear_numbers(connection, key, 0, 0, kinds, now)
+            await drift.clear_numbers(connection, key, matched + 1, 2**62, kinds, now)
         for block in blocks:
-            await connection.execute(_CLEAR_NUMBERS, key, block * BLOCK + 1, (block + 1) * BLOCK, kinds, now)
+            await drift.clear_numbers(connection, key, block * BLOCK + 1, (block + 1) * BLOCK, kinds, now)
     return findings, caught_up
 
 
@@ -390,8 +355,8 @@ async def check_numbers(
             ]
         if note:
             kinds = [ROW_MISSING, ROW_EXTRA, STATE_CHANGED, ATTEMPT_DANGLING]
-            await _note(connection, findings, now)
-            await connection.execute(_CLEAR_NUMBERS, key, first, last, kinds, now)
+            await drift.note(connection, findings, now)
+            await drift.clear_numbers(connection, key, first, last, kinds, now)
             await connection.execute(_FORGET_BLOCKS, key, (first - 1) // BLOCK if skipped else 0)
     return findings, None if last >= matched else last + 1
 
@@ -426,8 +391,8 @@ async def check_events(
         rows = await connection.fetch(_EVENTS, after, end, bounds.kept_from, bounds.known_from)
         findings = [Finding(row["kind"], event_key=row["key"]) for row in rows]
         if note:
-            await _note(connection, findings, now)
-            await connection.execute(_CLEAR_EVENTS, after, end, [EVENT_MISSING, ID_MISSING, PAYLOAD_MISSING], now)
+            await drift.note(connection, findings, now)
+            await drift.clear_events(connection, after, end, [EVENT_MISSING, ID_MISSING, PAYLOAD_MISSING], now)
     return findings, until
 
 
@@ -469,12 +434,6 @@ async def repair_totals(connection: asyncpg.Connection, key: int) -> None:
         await connection.execute(_REPAIR, key)
 
 
-async def known_drift(connection: asyncpg.Connection) -> dict[str, int]:
-    """How many findings stand, by kind; every kind is there."""
-    found = {row["kind"]: row["count"] for row in await connection.fetch(_KINDS)}
-    return {kind: found.get(kind, 0) for kind in KINDS}
-
-
 async def _number_faults(
     connection: asyncpg.Connection, key: int, row: asyncpg.Record, matched: int
 ) -> Sequence[Finding]:
@@ -499,11 +458,3 @@ def _differs(block: asyncpg.Record, row: asyncpg.Record) -> bool:
 def _difference(block: asyncpg.Record, row: asyncpg.Record) -> str:
     states = ("delivered", "cancelled")
     return "; ".join(f"{state}: counted {block[state]}, now {row[state]}" for state in states)
-
-
-async def _note(connection: asyncpg.Connection, findings: Collection[Finding], now: datetime) -> None:
-    if not findings:
-        return
-    unique = {(f.kind, f.subscription, f.number, f.event_key): f for f in findings}.values()
-    columns = zip(*((f.kind, f.subscription, f.number, f.event_key, f.detail) for f in unique), strict=True)
-    await connection.execute(_NOTE, *map(list, columns), now)

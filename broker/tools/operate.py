@@ -14,7 +14,7 @@ import asyncpg
 from rich.table import Table
 
 from broker.storage import accounting
-from broker.storage.accounting import TOTAL_WRONG, Finding
+from broker.storage.drift import TOTAL_WRONG, Finding
 
 _PORTION: Final = 200
 _MOST_SHOWN: Final = 50
