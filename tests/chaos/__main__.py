@@ -90,7 +90,7 @@ def _orders(arguments: argparse.Namespace, tree: Path | None) -> list[Order]:
             standby=False,
             moving_clock=False,
             processes=FEW,
-            patience=40,
+            patience=80,
             shards=given.shards,
         )
         return [replace(order, name=f"{order.name}, not applied", mutation=None) if arguments.without else order]

@@ -5,7 +5,7 @@ import contextlib
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 import asyncpg
@@ -22,6 +22,7 @@ from tests.chaos.schedule import DELIVERS, INGESTS, RECONNECTS, Fault
 EVERY = frozenset({"*"})
 _SLOW_SECONDS = 0.15
 _LOOP_SECONDS = 150.0
+_TRIES = 4
 _SOME_MESSAGES_BYTES = 2500
 _LINK_STATES = {"link-cut": State.CUT, "link-stalled": State.STALLED, "link-deaf": State.DEAF}
 
@@ -119,19 +120,28 @@ class Faults:
             await self._erlang(self.stage.rabbitmq.close_connections())
 
     async def _rabbitmq_memory_alarm(self, fault: Fault) -> None:
-        async with self._rabbitmq:
-            await self._erlang(self.stage.rabbitmq.alarm_memory(True))
-            await asyncio.sleep(fault.seconds)
-            await self._erlang(self.stage.rabbitmq.alarm_memory(False))
+        await self._alarm(self.stage.rabbitmq.alarm_memory, fault.seconds)
 
     async def _rabbitmq_disk_alarm(self, fault: Fault) -> None:
+        await self._alarm(self.stage.rabbitmq.alarm_disk, fault.seconds)
+
+    async def _alarm(self, raise_it: Callable[[bool], Awaitable[None]], seconds: float) -> None:
+        """Raise an alarm, and clear it whatever it takes, also where it isn't known whether it was raised."""
         async with self._rabbitmq:
-            await self._erlang(self.stage.rabbitmq.alarm_disk(True))
-            await asyncio.sleep(fault.seconds)
-            await self._erlang(self.stage.rabbitmq.alarm_disk(False))
+            try:
+                await self._erlang(raise_it(True))
+                await asyncio.sleep(seconds)
+            finally:
+                for left in reversed(range(_TRIES)):
+                    try:
+                        await raise_it(False)
+                        break
+                    except ServerFailed:
+                        if left == 0:
+                            await self.stage.rabbitmq.start_again()  # alarms end with the server
 
     @staticmethod
-    async def _erlang(call) -> None:  # type: ignore[no-untyped-def]
+    async def _erlang(call: Awaitable[None]) -> None:
         try:
             await call
         except ServerFailed as error:

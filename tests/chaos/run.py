@@ -301,6 +301,7 @@ class Run:
             await asyncio.sleep(0.3)
         else:
             self._say(f"it doesn't become quiet: {last} are not done")
+            await self._tell_what_the_database_waits_for()
             for task in publishing:
                 task.cancel()
         for result in await asyncio.gather(*publishing, return_exceptions=True):
@@ -320,6 +321,18 @@ class Run:
             return None
         assert isinstance(pending, int)
         return pending
+
+    async def _tell_what_the_database_waits_for(self) -> None:
+        """For whoever looks for the cause: sessions that do something, and whom they wait for."""
+        connection = await asyncpg.connect(self.cluster.primary.url, timeout=10)
+        try:
+            for row in await connection.fetch(
+                "SELECT pid, state, wait_event, now() - state_change AS since, pg_blocking_pids(pid) AS behind,"
+                " left(query, 60) AS query FROM pg_stat_activity WHERE state <> 'idle' AND pid <> pg_backend_pid()"
+            ):
+                self._say(f"database: {' '.join(str(value) for value in row)}")
+        finally:
+            await connection.close()
 
     async def _judge(self, faults: Faults) -> None:
         publications = [publication for registry in self.registries for publication in registry.ledger]
