@@ -17,6 +17,9 @@ from broker.telemetry import WORKER_ERRORS, log
 from schemas.data_schemas import Finding
 
 _WRITE_EVERY: Final = 1.0
+_LONGEST_WRITE: Final = 5.0
+_LAST_WRITE: Final = 1.0
+"""The process is ending, and the report is not worth waiting for."""
 _MOST_IN_MEMORY: Final = 10_000
 _TROUBLE: Final = (
     asyncpg.PostgresError,
@@ -46,9 +49,9 @@ class Findings:
         try:
             while True:
                 await asyncio.sleep(_WRITE_EVERY)
-                await self._try_to_write()
+                await self._try_to_write(_LONGEST_WRITE)
         except asyncio.CancelledError:
-            await self._try_to_write()
+            await self._try_to_write(_LAST_WRITE)
             raise
 
     async def write(self) -> None:
@@ -69,9 +72,9 @@ class Findings:
             self._counted.update(counted)
             raise
 
-    async def _try_to_write(self) -> None:
+    async def _try_to_write(self, seconds: float) -> None:
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(seconds):
                 await self.write()
         except _TROUBLE as error:
             WORKER_ERRORS.labels("data-findings").inc()
