@@ -15,7 +15,8 @@ from accepting import Broker, Subscribed, broker, migrated
 from prometheus_client import REGISTRY
 
 from broker.processes.housekeeping import EVENTS, NUMBERS, TOTALS, Housekeeper
-from broker.storage import accounting, drift, jobs
+from broker.storage import accounting, jobs
+from broker.storage.drift import KINDS
 from broker.storage.settings import AccountingSettings, RetentionSettings
 from broker.tools import operate
 
@@ -69,7 +70,7 @@ async def whole_rounds(bode: Broker, rounds: int = 1) -> dict[str, float]:
 
 
 def drift() -> dict[str, float]:
-    values = {kind: REGISTRY.get_sample_value("bode_drift", {"kind": kind}) or 0 for kind in drift.KINDS}
+    values = {kind: REGISTRY.get_sample_value("bode_drift", {"kind": kind}) or 0 for kind in KINDS}
     return {kind: value for kind, value in values.items() if value}
 
 
