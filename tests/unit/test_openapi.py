@@ -8,6 +8,7 @@ from unittest.mock import Mock
 
 import jsonschema_rs
 import pytest
+from fastapi.routing import iter_route_contexts
 
 from broker.api.app import create_app
 from broker.api.context import BrokerContext
@@ -188,3 +189,26 @@ def test_a_route_that_says_nothing_of_itself_is_not_accepted() -> None:
 def test_every_operation_says_in_the_matrix_who_may_do_it() -> None:
     """Who adds an operation adds a row to tests/authorisation.py; tests/e2e/test_authorisation.py calls it."""
     assert {operation["operationId"] for operation in OPERATIONS.values()} == MATRIX.keys()
+
+
+RESOURCES = {
+    "events", "domains", "event-types", "subscriptions", "subscription-previews", "subscription-requests", "follow-lists", "grants",
+    "organisations", "holds", "dead-letters", "rejections", "traces", "disclosures", "handshakes",
+}  # fmt: skip
+BESIDE_THE_DOCUMENT = {"/v1/openapi.json", "/v1/asyncapi.json"}  # documents themselves
+
+
+def test_everything_that_is_served_is_in_the_document_under_the_name_of_a_resource() -> None:
+    context = Mock(spec=Context, settings=ApiSettings())
+    served = set(_served(create_app(context, Mock(spec=BrokerContext), []).router.routes))
+    assert len(served) > 30
+    declared = {(method, f"/v1{path}") for method, _, path in (name.partition(" ") for name in OPERATIONS)}
+    assert {(method, path) for method, path in served if path not in BESIDE_THE_DOCUMENT} == declared
+    assert {path.split("/")[2] for _, path in declared} <= RESOURCES
+
+
+def _served(routes: Any) -> Iterator[tuple[str, str]]:
+    """Methods and paths of all routes, those of included routers under their prefixes."""
+    for route in iter_route_contexts(routes):
+        for method in (route.methods or ()) - {"HEAD"}:
+            yield method, re.sub(r":[a-z]+\}", "}", route.path)
