@@ -216,8 +216,8 @@ class Evidence:
                     former = arrival
 
     def _in_flight(self, subscription: Expected, former: Arrival, again: Arrival, ended: float | None) -> bool:
-        if self._stray(subscription, again):
-            return True  # counted by `strays`
+        if self._stray(subscription, again) or self._stray(subscription, former):
+            return True  # under way when the shard was lost; counted by `strays`
         changes = self._changes(subscription, former.begun, again.begun)
         return any(ended is None or change["at"] <= ended + _COMMIT_SECONDS for change in changes)
 

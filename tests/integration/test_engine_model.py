@@ -5,8 +5,8 @@ that schedules of minutes pass in moments, and chance, which Hypothesis seeds. W
 in `delivery_evidence`.
 
 The gate tries examples for some seconds; `pytest -m long tests/integration/test_engine_model.py -s` does for as many as
-BODE_MODEL_SECONDS says (900). Broken on purpose, the engine was caught: a lane that went on while its first waited for a
-retry ("overtook number 1 of its lane"), and successes that were not recorded ("came again", "is pending").
+BODE_MODEL_SECONDS says (900). Broken on purpose, the engine was caught: a lane that went on while its first waited for
+a retry ("overtook number 1 of its lane"), and successes that were not recorded ("came again", "is pending").
 """
 
 import os
