@@ -6,6 +6,7 @@ deduplication recognises what had been committed.
 """
 
 import asyncio
+from asyncio import FIRST_COMPLETED
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +14,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import aio_pika
-import aiormq.abc
+import aiormq
 import asyncpg
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import SQLAlchemyError
 
-from broker.ingest import amqp
+from broker.ingest import amqp, intake
 from broker.ingest.accept import Accepted, Acceptor, Message, Result
 from broker.ingest.amqp import AmqpSettings
+from broker.ingest.intake import Delivery
 from broker.ingest.turns import Turns
 from broker.storage.routes import IngestQueue
 from broker.telemetry import BATCH_EVENTS, COMMIT_SECONDS, INGEST_QUEUES, RECEIVED, WORKER_ERRORS, log
@@ -97,56 +99,53 @@ class QueueConsumer:
         pause = 0.1
         while True:
             try:
-                connection = await amqp.connect(self._settings, f"bode {self._queue.name}")
+                arrivals = _Arrivals(self._event_max_bytes)
+                connection = await intake.connect(self._settings, f"bode {self._queue.name}", arrivals.put)
                 try:
                     pause = 0.1
                     INGEST_QUEUES.inc()
                     with amqp.hang_ups():
-                        await self._consume(connection)
+                        await self._consume(connection, arrivals)
                 finally:
                     INGEST_QUEUES.dec()
                     # closing with unacknowledged messages returns them in order
-                    await asyncio.shield(_close(connection))
+                    await asyncio.shield(intake.close(connection))
             except BROKER_TROUBLE as error:
                 WORKER_ERRORS.labels("queue-consumer").inc()
                 log().warning("ingest-connection-lost", queue=self._queue.name, error=type(error).__name__)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                WORKER_ERRORS.labels("queue-consumer").inc()  # not we: aiormq cancels what waits on a lost connection
+                log().warning("ingest-connection-lost", queue=self._queue.name, error="CancelledError")
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
-    async def _consume(self, connection: aio_pika.abc.AbstractConnection) -> None:
+    async def _consume(self, connection: aiormq.abc.AbstractConnection, arrivals: "_Arrivals") -> None:
         channel = await connection.channel(publisher_confirms=False)
-        await channel.set_qos(prefetch_count=self._settings.prefetch)
-        underlay = await channel.get_underlay_channel()
-        arrivals: deque[_Arrival] = deque()
-        arrived = asyncio.Event()
-
-        async def receive(delivered: aiormq.abc.DeliveredMessage) -> None:
-            arrivals.append(self._read(delivered))
-            arrived.set()
-
-        await underlay.basic_consume(self._queue.name, receive, timeout=self._settings.connect_seconds)
-        closed = asyncio.ensure_future(connection.closed())
-        channel_closed = asyncio.ensure_future(channel.closed())
+        await channel.basic_qos(prefetch_count=self._settings.prefetch, timeout=self._settings.connect_seconds)
+        await channel.basic_consume(self._queue.name, _not_tapped, timeout=self._settings.connect_seconds)
+        closed = asyncio.ensure_future(asyncio.wait({connection.closing, channel.closing}, return_when=FIRST_COMPLETED))
         try:
             while True:
-                if not arrivals:
-                    waiting = asyncio.ensure_future(arrived.wait())
+                if not arrivals.waiting:
+                    arriving = asyncio.ensure_future(arrivals.come.wait())
                     try:
-                        await asyncio.wait({waiting, closed, channel_closed}, return_when=asyncio.FIRST_COMPLETED)
+                        await asyncio.wait({arriving, closed}, return_when=FIRST_COMPLETED)
                     finally:
-                        waiting.cancel()
-                if closed.done() or channel_closed.done():
+                        arriving.cancel()
+                if closed.done():
                     raise ConnectionError("RabbitMQ closed the connection")
-                arrived.clear()
-                if arrivals:
-                    last, results = await self._accept(arrivals, {closed, channel_closed})
-                    await underlay.basic_ack(last.tag, multiple=True)
+                arrivals.come.clear()
+                if arrivals.waiting:
+                    last, results = await self._accept(arrivals.waiting, {closed})
+                    await channel.basic_ack(last.tag, multiple=True)
                     for result in results:
                         if isinstance(result, Accepted) and result.subscriptions:
                             self._woken.put_nowait(result)
         finally:
             closed.cancel()
-            channel_closed.cancel()
 
     async def _accept(
         self, arrivals: deque[_Arrival], closed: "set[asyncio.Future[Any]]"
@@ -190,23 +189,27 @@ class QueueConsumer:
         deliveries = sum(len(result.subscriptions) for result in results if isinstance(result, Accepted))
         self._fan_out += (deliveries / len(results) - self._fan_out) * _SMOOTHING
 
-    def _read(self, delivered: aiormq.abc.DeliveredMessage) -> _Arrival:
-        properties = delivered.header.properties
+
+class _Arrivals:
+    """What has come and is not taken yet; `come` is set when something does."""
+
+    def __init__(self, event_max_bytes: int) -> None:
+        self._event_max_bytes = event_max_bytes
+        self.waiting: deque[_Arrival] = deque()
+        self.come = asyncio.Event()
+
+    def put(self, delivery: Delivery) -> None:
         message = amqp.read_message(
-            delivered.body,
-            properties.headers or {},
-            content_type=properties.content_type,
-            user_id=properties.user_id,
-            routing_key=delivered.routing_key or "",
+            delivery.body,
+            delivery.headers,
+            content_type=delivery.content_type,
+            user_id=delivery.user_id,
+            routing_key=delivery.routing_key,
             max_bytes=self._event_max_bytes,
         )
-        assert delivered.delivery_tag is not None
-        return _Arrival(delivered.delivery_tag, message)
+        self.waiting.append(_Arrival(delivery.tag, message))
+        self.come.set()
 
 
-async def _close(connection: aio_pika.abc.AbstractConnection) -> None:
-    try:
-        async with asyncio.timeout(2):
-            await connection.close()
-    except (*BROKER_TROUBLE, asyncio.CancelledError):
-        pass
+async def _not_tapped(_: aiormq.abc.DeliveredMessage) -> None:
+    """Deliveries are taken before they come to the library."""

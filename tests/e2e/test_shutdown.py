@@ -53,7 +53,11 @@ class Running:
 
     @property
     def names(self) -> set[str]:
-        return {process.name() for process in self.processes}
+        found = set()
+        for process in self.processes:
+            with suppress(psutil.NoSuchProcess):  # a backend of PostgreSQL may end by itself
+                found.add(process.name())
+        return found
 
 
 def ours(home: Path) -> list[psutil.Process]:
