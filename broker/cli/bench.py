@@ -202,3 +202,32 @@ def changes(
         typer.echo(report.as_json() if json_output else report.as_table())
 
     run(measure())
+
+
+@app.command()
+def fairness(
+    bulk: Annotated[int, typer.Option(min=100, help="Events that one registry publishes at once.")] = 100_000,
+    rate: Annotated[float, typer.Option(min=1, max=10_000, help="Events a second of the other.")] = 50,
+    seconds: Annotated[float, typer.Option(min=1, max=3600, help="How long it is alone in each round.")] = 15,
+    rounds: Annotated[int, typer.Option(min=1, max=20, help="Alternations of alone and beside the bulk.")] = 3,
+    ingest_processes: Annotated[int, typer.Option(min=1, max=16, help="Processes that ingest.")] = 1,
+    deliver_processes: Annotated[int, typer.Option(min=1, max=16, help="Processes that deliver.")] = 1,
+    shared: Annotated[bool, typer.Option("--shared", help="Both registries in the same queues.")] = False,
+    json_output: JsonOutput = False,
+) -> None:
+    """Measure what one registry's bulk does to the latency of another's events."""
+    from broker.tools import bench_fairness as bench
+
+    console = Console(stderr=json_output)
+    options = bench.Options(bulk, rate, seconds, rounds, ingest_processes, deliver_processes, shared)
+
+    async def measure() -> None:
+        made = []
+        async for each in bench.run(options):
+            console.print(each.in_words())
+            made.append(each)
+        console.print(bench.table(options, made))
+        if json_output:
+            typer.echo(json.dumps(bench.as_json(options, made), indent=2))
+
+    run(measure())

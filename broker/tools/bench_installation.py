@@ -75,7 +75,7 @@ class Installation:
         self.workload = workload
         self._folder = folder
         self._key = generate_encryption_key()
-        self._source = ""
+        self._sources: dict[str, str] = {}
         self._made = 0
 
     async def prepare(self, sinks: dict[str, Sink]) -> None:
@@ -101,7 +101,7 @@ class Installation:
                         await life_cycle.activate(connection, made.id, sink=url)
         finally:
             await engine.dispose()
-        self._source = identities.registries[REGISTRY].source
+        self._sources = {name: registry.source for name, registry in identities.registries.items()}
         rabbitmq = AmqpSettings(url=SecretStr(self.rabbit.url()))
         async with await amqp.connect(rabbitmq, "bode bench") as broker:
             await amqp.declare(broker, rabbitmq.queues)
@@ -116,15 +116,15 @@ class Installation:
                 await children.ready(command.name, _READY_SECONDS)
             yield children.pids
 
-    def events(self, kind: str, count: int) -> Sequence[tuple[int, Event]]:
-        """New events of a type, each with its number, which is the end of its id."""
+    def events(self, kind: str, count: int, registry: str = REGISTRY) -> Sequence[tuple[int, Event]]:
+        """New events of a type that a registry owns, each with its number, which is the end of its id."""
         data = {"vulling": "x" * max(self.workload.payload_bytes - _ENVELOPE_BYTES, 0)}
         made = []
         for number in range(self._made, self._made + count):
             attributes: dict[str, Any] = {
                 "specversion": "1.0",
                 "id": str(UUID(int=number)),
-                "source": self._source,
+                "source": self._sources[registry],
                 "type": kind,
                 "subject": f"9999100000{number % self.workload.subjects:06}",
                 "time": "2026-01-01T00:00:00Z",

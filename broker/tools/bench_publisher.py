@@ -18,10 +18,11 @@ _UNDER_WAY = 500
 
 
 class Publisher:
-    """A connection that publishes as the benchmark's registry, with confirms."""
+    """A connection that publishes as a registry, with confirms."""
 
-    def __init__(self, exchange: AbstractExchange) -> None:
+    def __init__(self, exchange: AbstractExchange, registry: str = REGISTRY) -> None:
         self._exchange = exchange
+        self._registry = registry
 
     async def all_at_once(self, events: Sequence[tuple[int, Event]]) -> None:
         """Publish, and wait until all are confirmed."""
@@ -46,12 +47,12 @@ class Publisher:
         return confirmed
 
     async def _publish(self, event: Event) -> None:
-        await self._exchange.publish(message_of(event, REGISTRY), routing_key=event.type)
+        await self._exchange.publish(message_of(event, self._registry), routing_key=event.type)
 
 
 @asynccontextmanager
-async def publisher(url: str) -> AsyncIterator[Publisher]:
+async def publisher(url: str, registry: str = REGISTRY) -> AsyncIterator[Publisher]:
     """A publisher on an exchange that is there."""
     connection = await amqp.connect(AmqpSettings(url=SecretStr(url)), "bode bench")
     async with connection, connection.channel(publisher_confirms=True) as channel:
-        yield Publisher(await channel.get_exchange(amqp.EXCHANGE, ensure=False))
+        yield Publisher(await channel.get_exchange(amqp.EXCHANGE, ensure=False), registry)
