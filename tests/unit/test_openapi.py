@@ -193,7 +193,8 @@ def test_every_operation_says_in_the_matrix_who_may_do_it() -> None:
 
 RESOURCES = {
     "events", "domains", "event-types", "subscriptions", "subscription-previews", "subscription-requests",
-    "follow-lists", "grants", "organisations", "holds", "dead-letters", "rejections", "traces", "disclosures", "handshakes",
+    "follow-lists", "grants", "organisations", "holds", "dead-letters", "rejections", "traces",
+    "disclosures", "handshakes",
 }  # fmt: skip
 BESIDE_THE_DOCUMENT = {"/v1/openapi.json", "/v1/asyncapi.json"}  # documents themselves
 
