@@ -283,3 +283,30 @@ async def test_heads_name_every_subscription_with_something_pending(
         found += page
         after = page[-1][0]
     assert found == [(key, rows[0]["event_key"]) for key, rows in firsts.items() if key != done]
+
+
+async def test_recording_reads_what_it_records_whatever_the_statistics_say(bode: Broker) -> None:
+    """Statistics say that nothing is pending: a plan that believes them holds each outcome against all that is."""
+    subscription = await matched(bode, 400)
+    deliveries = await bode.deliveries(subscription.key)
+    await bode.pool.execute("UPDATE deliveries SET state = 'delivered', ended_at = now()")
+    await bode.pool.execute("ANALYZE deliveries")
+    await bode.pool.execute("UPDATE deliveries SET state = 'pending', ended_at = NULL")
+    read = (
+        "SELECT sum(coalesce(idx_tup_fetch, 0) + seq_tup_read)::bigint FROM pg_stat_xact_user_tables"
+        " WHERE relname LIKE 'deliveries%'"
+    )
+    settings = records.connection_settings("test")
+    for few, ends in ((deliveries[:20], []), ([], deliveries[20:40])):
+        connection = await asyncpg.connect(bode.url, server_settings=settings)
+        try:
+            async with connection.transaction():
+                delivered = [(row["subscription"], row["sequence"], row["event_key"], 1, 204, 0.0) for row in ends]
+                counted = await records.record(
+                    connection, [outcome(row, "delivered") for row in few], [], SHARDS,
+                    delivered=delivered, epochs=dict.fromkeys(range(SHARDS), EPOCH),
+                )  # fmt: skip
+                assert counted == 20
+                assert await connection.fetchval(read) <= 20 * 2
+        finally:
+            await connection.close()
