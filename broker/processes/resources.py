@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from broker.settings import Settings
 from broker.storage import installation
 from broker.storage.fingerprints import Fingerprints
+from broker.storage.pool import pool_of
 from broker.telemetry import log
 from subscriptions import signing_keys
 from subscriptions.database import create_engine
@@ -72,15 +73,7 @@ async def _open_pool(dsn: str, session: Mapping[str, str], size: int) -> asyncpg
     pause = 0.1
     while True:
         try:
-            return await asyncpg.create_pool(
-                dsn,
-                min_size=1,
-                max_size=size,
-                timeout=5,
-                reset=_as_it_is,
-                server_settings=dict(session),
-                command_timeout=60,
-            )
+            return await pool_of(dsn, session=session, size=size, reset=_as_it_is)
         except (asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError, OSError, TimeoutError) as error:
             log().warning("database-not-ready", error=type(error).__name__)
             await asyncio.sleep(pause)
