@@ -45,9 +45,8 @@ def no_fencing() -> None:
     from broker.storage import records
 
     Leasing.holds = lambda self, number: number in self.epochs  # type: ignore[method-assign]
-    fenced = "AND leases.epoch = outcome.epoch"
-    assert fenced in records._RECORD
-    records._RECORD = records._RECORD.replace(fenced, "")
+    records._RECORD = _without("AND leases.epoch = outcome.epoch", records._RECORD)
+    records._RECORD_DELIVERED = _without("AND leases.epoch = ours.epoch", records._RECORD_DELIVERED)
 
 
 def no_deduplication() -> None:
@@ -86,9 +85,14 @@ def outcome_without_guard() -> None:
     """An outcome is written whatever state its delivery is in."""
     from broker.storage import records
 
-    guard = "AND delivery.state = 'pending'"
-    assert guard in records._RECORD
-    records._RECORD = records._RECORD.replace(guard, "")
+    guard = "AND delivery.ended_at IS NULL"
+    records._RECORD = _without(guard, records._RECORD)
+    records._RECORD_DELIVERED = _without(guard, records._RECORD_DELIVERED)
+
+
+def _without(guard: str, statement: str) -> str:
+    assert guard in statement
+    return statement.replace(guard, "")
 
 
 MUTATIONS = {
