@@ -21,7 +21,7 @@ A sink that has had no success since its first failure is failing since then; `f
 the end, and is noted in the database once it is a minute old.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from typing import Final
@@ -48,6 +48,23 @@ class BreakerState(StrEnum):
 
 
 @dataclass(slots=True)
+class _Pause:
+    """Nothing goes until its end. A clock that is set back makes it no longer than it was to be."""
+
+    until: float = 0.0
+    seconds: float = 0.0
+
+    def left(self, now: float) -> float:
+        """Seconds that it still lasts."""
+        return min(max(self.until - now, 0.0), self.seconds)
+
+    def last(self, now: float, seconds: float) -> None:
+        """It lasts for so many seconds from now, or as long as it does already."""
+        if seconds > self.left(now):
+            self.until, self.seconds = now + seconds, seconds
+
+
+@dataclass(slots=True)
 class Pace:
     """When and how many attempts a sink may have. Belongs to one subscription, also where hosts coincide."""
 
@@ -70,7 +87,10 @@ class Pace:
     _lowest: float = 0.0
     _measured: int = 0
     _await: int = 0
-    _not_before: float = 0.0
+    _asked: _Pause = field(default_factory=_Pause)
+    """For which the sink asked, by `Retry-After`: no success of another attempt ends it."""
+    _broken: _Pause = field(default_factory=_Pause)
+    """Of the open breaker."""
     _open_seconds: float = 0.0
     _probing: bool = False
     _tokens: float = 1.0
@@ -88,7 +108,7 @@ class Pace:
         """Seconds until the next attempt may begin; 0: now."""
         if self.state is BreakerState.HALF_OPEN and self._probing:
             return 1.0  # until the probe is answered, whose answer asks again
-        wait = self._not_before - now
+        wait = max(self._asked.left(now), self._broken.left(now))
         if self.per_minute is not None:
             self._fill(now)
             wait = max(wait, (1 - self._tokens) * 60 / self.per_minute)
@@ -114,7 +134,7 @@ class Pace:
             self._limit = 1.0
             self._fast_below = float(self.concurrency)
             self._open_seconds = 0.0
-            self._not_before = 0.0
+            self._broken = _Pause()
             return True
         self._measure(seconds)
         return False
@@ -126,13 +146,13 @@ class Pace:
         if self.failing_since is None:
             self.failing_since = now
         if retry_after is not None:
-            self._not_before = max(self._not_before, now + retry_after.total_seconds())
+            self._asked.last(now, retry_after.total_seconds())
         if self.state is BreakerState.CLOSED and self.failures < FAILURES_TO_OPEN:
             return False
         opened = self.state is BreakerState.CLOSED
         if opened or self.state is BreakerState.HALF_OPEN:
             self._open_seconds = min(max(self._open_seconds * 2, FIRST_OPEN_SECONDS), LONGEST_OPEN_SECONDS)
-            self._not_before = max(self._not_before, now + self._open_seconds * (1 + _SPREAD * jitter))
+            self._broken.last(now, self._open_seconds * (1 + _SPREAD * jitter))
         self.state = BreakerState.OPEN
         return opened
 
@@ -165,5 +185,6 @@ class Pace:
         assert self.per_minute is not None
         burst = max(self.per_minute / 60, 1.0)
         if self._filled_at:
-            self._tokens = min(self._tokens + (now - self._filled_at) * self.per_minute / 60, burst)
+            passed = max(now - self._filled_at, 0.0)
+            self._tokens = min(self._tokens + passed * self.per_minute / 60, burst)
         self._filled_at = now

@@ -156,3 +156,20 @@ def test_sink_fails_since_its_first_failure_without_a_success() -> None:
     assert pace.failing_since == 1000
     attempt(pace, 2001, success=True)
     assert pace.failing_since is None
+
+
+def test_success_of_what_was_under_way_does_not_cut_short_what_the_sink_asked_for() -> None:
+    pace = opened(1000)
+    pace.begin(1006)
+    pace.failed(1006, timedelta(seconds=600), 0)
+    pace.succeeded()
+    assert pace.state is BreakerState.CLOSED
+    assert pace.wait(1007) == pytest.approx(599)
+
+
+def test_clock_that_is_set_back_prolongs_no_pause() -> None:
+    pace = opened(1000)
+    assert 0 < pace.wait(1000 - 3600) <= 5 * 1.2
+    limited = Pace(16, per_minute=60)
+    limited.begin(1000)
+    assert limited.wait(1000 - 3600) <= 1
