@@ -93,7 +93,7 @@ class Once:
             return
         if known.request_digest not in self._requests:
             raise KeyReused
-        status, headers, body = orjson.loads(self._keys.open(known.answer, _purpose(known.digest)))
+        status, headers, body = orjson.loads(self._keys.open(known.answer, kept_answer_purpose(known.digest)))
         content = body.encode()
         raise Repeated(Response(content, status, {**headers, REPLAYED: "true"}, media_type="application/json"))
 
@@ -103,7 +103,7 @@ class Once:
             return
         headers = {name: value for name in _KEPT_HEADERS if (value := response.headers.get(name)) is not None}
         body = answer.model_dump_json(by_alias=True, exclude_unset=True)
-        sealed = self._keys.seal(orjson.dumps([status, headers, body]), _purpose(self._digests[0]))
+        sealed = self._keys.seal(orjson.dumps([status, headers, body]), kept_answer_purpose(self._digests[0]))
         await forget_expired(connection)
         fresh = {
             "request_digest": self._requests[0],
@@ -155,7 +155,8 @@ async def forget_expired(connection: AsyncConnection) -> None:
     await connection.execute(delete(idempotency_keys).where(idempotency_keys.c.digest.in_(expired)))
 
 
-def _purpose(digest: bytes) -> bytes:
+def kept_answer_purpose(digest: bytes) -> bytes:
+    """Returns what the kept answer to a repeatable request is bound to."""
     return b"idempotent answer " + digest
 
 

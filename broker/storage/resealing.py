@@ -15,9 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from broker.storage.sealing import body_purpose, excerpt_purpose
 from broker.storage.tables import attempts, events, installation
 from subscriptions.database import AnyRow
-from subscriptions.secrets import KeyRing, SealError, secret_purpose
+from subscriptions.idempotency import kept_answer_purpose
+from subscriptions.secrets import KeyRing, SealError, answer_purpose, credential_purpose, secret_purpose
 from subscriptions.signing_keys import seed_purpose
-from subscriptions.tables import signing_keys, subscriptions
+from subscriptions.tables import idempotency_keys, signing_keys, subscriptions, test_notifications
 
 _PORTION: Final = 500
 
@@ -61,7 +62,10 @@ SEALED: Final = (
     Sealed(signing_keys.c.seed, (signing_keys.c.kid,), lambda row: seed_purpose(row.kid)),
     Sealed(subscriptions.c.secret, (subscriptions.c.id,), lambda row: secret_purpose(row.id)),
     Sealed(subscriptions.c.previous_secret, (subscriptions.c.id,), lambda row: secret_purpose(row.id)),
-    Sealed(events.c.body, (events.c.key,), lambda row: body_purpose(row.key)),
+    Sealed(subscriptions.c.sink_credential, (subscriptions.c.id,), lambda row: credential_purpose(row.id)),
+    Sealed(test_notifications.c.excerpt, (test_notifications.c.id,), lambda row: answer_purpose(row.id)),
+    Sealed(idempotency_keys.c.answer, (idempotency_keys.c.digest,), lambda row: kept_answer_purpose(row.digest)),
+    Sealed(events.c.body, (events.c.key,), lambda row: body_purpose(row.key), events.c.body != b""),
     Sealed(
         attempts.c.excerpt,
         (attempts.c.subscription, attempts.c.sequence, attempts.c.attempt),

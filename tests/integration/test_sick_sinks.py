@@ -166,5 +166,5 @@ async def test_sink_with_all_its_attempts_under_way_is_not_looked_at_again_and_a
 
         monkeypatch.setattr(bode.process._engine, "_look_and_serve", counted)
         await asyncio.sleep(2)  # the first one's retry is due meanwhile, and must wait for the second
-        assert looks < 20
+        assert looks < 300, "every millisecond would be a thousand"
         never.set()
