@@ -20,6 +20,7 @@ import asyncpg
 from sqlalchemy.exc import SQLAlchemyError
 
 from broker.storage import leases
+from broker.storage.clock import DatabaseClock
 from broker.telemetry import WORKER_ERRORS, log
 
 TROUBLE: Final = (
@@ -69,6 +70,7 @@ class Leasing:
         self._applied_version = applied_version
         self._catch_up = catch_up
         self._sure = sure
+        self.clock = DatabaseClock()
         self._epochs: dict[int, int] = {}
         self._safe_until = 0.0
         self._nudged = asyncio.Event()
@@ -121,7 +123,7 @@ class Leasing:
         asked_at = time.monotonic()
         connection = await self._be_present()
         presence = self._presences
-        await leases.announce(connection, self._kind, self._owner, self._applied_version())
+        self.clock.told(await leases.announce(connection, self._kind, self._owner, self._applied_version()), asked_at)
         unsure = asked_at >= self._safe_until
         if unsure:  # changes may have been answered without us, until we announced ourselves
             await self._catch_up()

@@ -115,6 +115,7 @@ class Engine:
         *,
         jitter: Callable[[], float] = lambda: random.uniform(-1, 1),
         clock: Callable[[], float] = time.time,
+        grant_clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._settings = settings
         self._ownership = ownership
@@ -124,6 +125,7 @@ class Engine:
         self._recorder = recorder
         self._jitter = jitter
         self._clock = clock
+        self._grant_clock = grant_clock
         self._disable_after = settings.disable_days * 86400
         self._runners = Runners(settings, office, recorder)
         self._turns: Turns[Runner] = Turns(settings.at_once)
@@ -285,7 +287,7 @@ class Engine:
         """Why a delivery may no longer be sent at all."""
         if body is None:
             return "payload-expired"
-        if self._office.granted(runner.sink.config.organisation_id, body.type, datetime.now(UTC)) is None:
+        if self._office.granted(runner.sink.config.organisation_id, body.type, self._grant_clock()) is None:
             return "grant-ended"
         return None
 

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -149,7 +149,7 @@ class Acceptor:
             await acceptance.enter_gate(connection)
             head = await acceptance.read_head(connection, len(batch))
             await self._view.catch_up(head.version)
-            judged, candidates = await self._sort(batch, head.event_keys)
+            judged, candidates = await self._sort(batch, head.event_keys, head.at)
             new = (
                 await acceptance.claim_ids(connection, [c.digest for c in candidates.values()], list(candidates))
                 if candidates
@@ -161,6 +161,8 @@ class Acceptor:
             rejections = [self._rejection(m, r) for m, r in zip(batch, judged, strict=True) if isinstance(r, Rejected)]
             if rejections:
                 await acceptance.reject(connection, rejections)
+            elif not accepted:
+                await acceptance.be_durable(connection)  # all are known: acknowledging them relies on another's commit
         results = [each if isinstance(each, Rejected | Duplicate) else _result(each, accepted) for each in judged]
         _count(results, accepted)
         for candidate in accepted.values():
@@ -169,7 +171,7 @@ class Acceptor:
         return results
 
     async def _sort(
-        self, batch: Sequence[Message], keys: Sequence[int]
+        self, batch: Sequence[Message], keys: Sequence[int], now: datetime
     ) -> tuple[list[int | Duplicate | Rejected], dict[int, _Candidate]]:
         """Judge and match each message; of one event twice in a batch the first is the candidate, by its key.
 
@@ -178,7 +180,6 @@ class Acceptor:
         results: list[int | Duplicate | Rejected] = []
         candidates: dict[int, _Candidate] = {}
         seen: set[bytes] = set()
-        now = datetime.now(UTC)
         pause_at = time.perf_counter() + _AT_A_STRETCH
         for message, key in zip(batch, keys, strict=True):
             if time.perf_counter() > pause_at:

@@ -95,7 +95,14 @@ class DeliverProcess:
         )
         sender = Sender(self._client)
         self._engine = Engine(
-            resources.pool, self._delivery, self._leasing, self.office, sender, self._bodies, self._recorder
+            resources.pool,
+            self._delivery,
+            self._leasing,
+            self.office,
+            sender,
+            self._bodies,
+            self._recorder,
+            grant_clock=self._leasing.clock.now,
         )
         self._heartbeats = Heartbeats(
             resources.pool,

@@ -7,13 +7,13 @@ gate (shared) → event ids in digest order → numbers in subscription order �
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
 import asyncpg
 
-from broker.storage.tables import KEY_SHIFT
+from broker.storage.tables import KEY_SHIFT, accepted_at
 from subscriptions.change_log import READ_HEAD_SQL, TAKE_SHARED_SQL
 
 _HEAD = f"""
@@ -62,6 +62,9 @@ ON CONFLICT (digest) DO UPDATE SET times = rejections.times + excluded.times, re
 """
 """One row for one message: a redelivery after a crash counts, and doesn't pile up."""
 
+_BE_DURABLE = "SELECT pg_logical_emit_message(true, 'bode', '')"
+"""Writes to the log and nothing else."""
+
 DELIVERIES_CHANNEL: Final = "bode_deliveries"
 EVERYTHING: Final = "*"
 """As a payload: too many subscriptions have something new to name them."""
@@ -82,6 +85,8 @@ class Head:
 
     version: int
     event_keys: list[int]
+    at: datetime
+    """The time of acceptance, by PostgreSQL's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +114,16 @@ async def read_head(connection: asyncpg.Connection, events: int) -> Head:
     row = await connection.fetchrow(_HEAD, events)
     mask = (1 << KEY_SHIFT) - 1
     base = row["milliseconds"] << KEY_SHIFT
-    return Head(row["version"], [base | (counter & mask) for counter in row["counters"]])
+    return Head(row["version"], [base | (counter & mask) for counter in row["counters"]], accepted_at(base))
+
+
+async def be_durable(connection: asyncpg.Connection) -> None:
+    """Make the commit of a transaction that wrote nothing wait for the disk and the standby all the same.
+
+    What it knows for accepted may have been committed by another process a moment ago, and not be on the standby yet.
+    The message in the log commits after that, so when it is safe, so is what was read.
+    """
+    await connection.execute(_BE_DURABLE)
 
 
 async def claim_ids(connection: asyncpg.Connection, digests: Sequence[bytes], keys: Sequence[int]) -> set[int]:

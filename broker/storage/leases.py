@@ -6,7 +6,7 @@ its lease. Whoever takes over raises the epoch; what the former owner still writ
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -20,6 +20,7 @@ _CREATE = "INSERT INTO leases (kind, number) SELECT $1, generate_series(0, $2 - 
 _ANNOUNCE = """
 INSERT INTO lease_holders AS holders (owner, kind, seen_at, applied_version) VALUES ($1, $2, clock_timestamp(), $3)
 ON CONFLICT (owner) DO UPDATE SET seen_at = excluded.seen_at, applied_version = excluded.applied_version
+RETURNING seen_at
 """
 
 _RENEW = """
@@ -97,9 +98,10 @@ async def count(connection: asyncpg.Connection, kind: str) -> int:
     return found
 
 
-async def announce(connection: asyncpg.Connection, kind: str, owner: UUID, applied_version: int) -> None:
-    """Say that `owner` is alive and has applied the change log up to a version."""
-    await connection.execute(_ANNOUNCE, owner, kind, applied_version)
+async def announce(connection: asyncpg.Connection, kind: str, owner: UUID, applied_version: int) -> datetime:
+    """Say that `owner` is alive and has applied the change log up to a version; what time it is by PostgreSQL."""
+    now: datetime = await connection.fetchval(_ANNOUNCE, owner, kind, applied_version)
+    return now
 
 
 async def renew(connection: asyncpg.Connection, kind: str, owner: UUID, span: timedelta) -> dict[int, int]:

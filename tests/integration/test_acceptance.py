@@ -4,7 +4,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from uuid import uuid4
 
 import asyncpg
@@ -343,3 +343,29 @@ async def test_long_id_and_source_are_no_trouble(bode: Broker) -> None:
     message = publisher.message(id="x" * 100_000, source=publisher.source + ":" + "y" * 50_000, subject="z" * 50_000)
     [result] = await (await bode.acceptor()).accept([message])
     assert isinstance(result, Accepted)
+
+
+async def test_clock_of_the_process_decides_on_no_grant(bode: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was set back by hours once matched nothing: no grant had begun yet."""
+
+    class Yesterday(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "Yesterday":
+            return cls.fromtimestamp(datetime.now(tz).timestamp() - 86_400, tz)
+
+    publisher = await bode.publisher()
+    subscription = await bode.subscribed(publisher)
+    monkeypatch.setattr("broker.ingest.accept.datetime", Yesterday)
+    [accepted] = await (await bode.acceptor()).accept([publisher.message()])
+    assert accepted.subscriptions == (subscription.key,)
+
+
+async def test_what_is_acknowledged_as_known_waits_for_the_commit_that_made_it_known(bode: Broker) -> None:
+    publisher = await bode.publisher()
+    message = publisher.message()
+    acceptor = await bode.acceptor()
+    await acceptor.accept([message])
+    before = await bode.pool.fetchval("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")
+    assert await acceptor.accept([message]) == [Duplicate()]
+    flushed = await bode.pool.fetchval("SELECT pg_current_wal_flush_lsn() - '0/0'::pg_lsn")
+    assert flushed > before, "a commit that writes nothing waits for nothing"

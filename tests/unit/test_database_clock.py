@@ -1,0 +1,12 @@
+import time
+from datetime import UTC, datetime, timedelta
+
+from broker.storage.clock import DatabaseClock
+
+
+def test_time_is_that_of_the_database_and_goes_on_by_the_monotonic_clock() -> None:
+    clock = DatabaseClock()
+    assert abs(clock.now() - datetime.now(UTC)) < timedelta(minutes=1)
+    long_ago = datetime(2020, 1, 1, tzinfo=UTC)
+    clock.told(long_ago, time.monotonic() - 60)
+    assert timedelta(seconds=60) <= clock.now() - long_ago < timedelta(minutes=5)
