@@ -311,6 +311,10 @@ async def create_key(
     wanted = sorted(set(scopes))
     if organisation_id is not None and Scope.OPERATE in wanted:
         raise ValueError("a key of an organisation can't have the scope operate")
+    if organisation_id is not None:  # one at a time, so that its keys are listed in order of commit
+        await connection.execute(
+            select(organisations.c.id).where(organisations.c.id == organisation_id).with_for_update(key_share=True)
+        )
     key = api_key()
     row = await connection.execute(
         insert(api_keys)
@@ -322,6 +326,7 @@ async def create_key(
             scopes=wanted,
             label=label,
             expires_at=expires_at,
+            created_at=func.clock_timestamp(),
         )
         .returning(api_keys)
     )

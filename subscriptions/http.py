@@ -50,6 +50,7 @@ class Route(APIRoute):
             check_accept(request)
             if takes_json:
                 check_media_type(request)
+            if takes_json or 413 in self.responses:
                 request = JsonRequest(request.scope, limited(request, context.settings.max_body_bytes))
             try:
                 return await handle(request)

@@ -1,8 +1,9 @@
 """What the bodies of the management API share: member names, refusal of what isn't known, pages."""
 
+from datetime import UTC, datetime
 from typing import Annotated, Final, Generic, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
@@ -30,6 +31,15 @@ def _printable(text: str) -> str:
     return text
 
 
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise PydanticCustomError("moment", "must be from the year 1 to 9999 in UTC") from None
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+"""A moment that a caller names, in UTC; at the ends of the calendar an offset can lead out of it."""
 Printable = Annotated[str, AfterValidator(_printable)]
 EventType = Annotated[Printable, Field(min_length=1, max_length=255)]
 DomainName = Annotated[str, Field(min_length=3, max_length=255, pattern=DOMAIN_PATTERN)]

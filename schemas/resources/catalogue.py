@@ -5,13 +5,13 @@ from enum import StrEnum
 from typing import Annotated, Any, Final
 from uuid import UUID
 
-from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from schemas.data_schemas import InvalidSchema, check
 from schemas.filters import limits
 from schemas.filters.dialects import NAME_CHARACTERS, NOT_ATTRIBUTES
-from schemas.resources.base import DOMAIN_PATTERN, Answer, Page, Resource
+from schemas.resources.base import DOMAIN_PATTERN, Answer, Moment, Page, Resource
 
 
 class InformationLevel(StrEnum):
@@ -118,10 +118,10 @@ class EventTypeReplacement(Resource):
     retention_days: Annotated[int, Field(ge=1, le=36_500)] | None = Field(
         default=None, description="Days that its events are kept; absent: as the installation says.", examples=[90]
     )
-    deprecated_at: AwareDatetime | None = Field(
+    deprecated_at: Moment | None = Field(
         default=None, description="From when providers should no longer subscribe to it."
     )
-    sunset_at: AwareDatetime | None = Field(default=None, description="From when it is no longer published.")
+    sunset_at: Moment | None = Field(default=None, description="From when it is no longer published.")
     successor: TypeName | None = Field(
         default=None, description="The type that comes in its place.", examples=["nl.brp.persoon-verhuisd.v2"]
     )

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
-from schemas.resources.base import Resource
+from schemas.resources.base import Moment, Resource
 
 Visible = Annotated[str, Field(min_length=1, max_length=8192, pattern=r"^[\x21-\x7e]+$")]
 
@@ -22,7 +22,7 @@ class AccessTokenCredential(Resource):
 
     credential_type: Literal["ACCESSTOKEN"] = Field(description="The kind of credential.", examples=["ACCESSTOKEN"])
     access_token: Visible = Field(description="The token.", examples=["2YotnFZFEjr1zCsicMWpAA"], repr=False)
-    access_token_expires_utc: AwareDatetime | None = Field(
+    access_token_expires_utc: Moment | None = Field(
         default=None, description="When it expires; absent: it doesn't say.", examples=["2027-01-01T00:00:00Z"]
     )
     access_token_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,40}$")] = Field(
@@ -35,7 +35,7 @@ class RefreshTokenCredential(Resource):
 
     credential_type: Literal["REFRESHTOKEN"] = Field(description="The kind of credential.", examples=["REFRESHTOKEN"])
     access_token: Visible = Field(description="The token.", examples=["2YotnFZFEjr1zCsicMWpAA"], repr=False)
-    access_token_expires_utc: AwareDatetime | None = Field(
+    access_token_expires_utc: Moment | None = Field(
         default=None, description="When it expires; absent: it doesn't say.", examples=["2027-01-01T00:00:00Z"]
     )
     access_token_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,40}$")] = Field(

@@ -5,9 +5,9 @@ from enum import StrEnum
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
-from schemas.resources.base import GRANT_TYPE_PATTERN, Answer, Page, Printable, Resource
+from schemas.resources.base import GRANT_TYPE_PATTERN, Answer, Moment, Page, Printable, Resource
 from schemas.resources.subscriptions import Status
 
 
@@ -72,8 +72,8 @@ class ApprovalBody(Resource):
         description="Types to grant; absent: what it asks for in your domains.",
         examples=[["nl.brp.persoon-verhuisd"]],
     )
-    valid_from: AwareDatetime | None = Field(default=None, description="From when it holds; absent: from now.")
-    valid_until: AwareDatetime | None = Field(default=None, description="When it ends; absent: when it is revoked.")
+    valid_from: Moment | None = Field(default=None, description="From when it holds; absent: from now.")
+    valid_until: Moment | None = Field(default=None, description="When it ends; absent: when it is revoked.")
 
 
 class RefusalBody(Resource):

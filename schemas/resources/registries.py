@@ -4,9 +4,9 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
-from schemas.resources.base import GRANT_TYPE_PATTERN, Answer, DomainName, Oin, Page, Printable, Resource
+from schemas.resources.base import GRANT_TYPE_PATTERN, Answer, DomainName, Moment, Oin, Page, Printable, Resource
 
 
 class GrantBody(Resource):
@@ -22,8 +22,8 @@ class GrantBody(Resource):
     legal_basis: Annotated[Printable, Field(min_length=1, max_length=1000)] = Field(
         description="The decision or law that allows it.", examples=["Wet BRP, artikel 3.2, besluit 2026-17"]
     )
-    valid_from: AwareDatetime | None = Field(default=None, description="From when it holds; absent: from now.")
-    valid_until: AwareDatetime | None = Field(default=None, description="When it ends; absent: when it is revoked.")
+    valid_from: Moment | None = Field(default=None, description="From when it holds; absent: from now.")
+    valid_until: Moment | None = Field(default=None, description="When it ends; absent: when it is revoked.")
 
 
 class Grant(Answer):
@@ -152,7 +152,7 @@ class KeyBody(Resource):
     scopes: list[OrganisationScope] = Field(
         min_length=1, max_length=10, description="What it may be used for.", examples=[["events.consume"]]
     )
-    expires_at: AwareDatetime | None = Field(default=None, description="When it stops working; absent: when revoked.")
+    expires_at: Moment | None = Field(default=None, description="When it stops working; absent: when revoked.")
 
 
 class Key(Answer):

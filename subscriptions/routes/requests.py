@@ -107,17 +107,21 @@ async def approve_subscription(
 @router.post(
     "/{id}/refusals",
     response_model=Refusal,
-    **operation("refuseSubscription", "Refuse a subscription", scopes=_MANAGE, problems=(404,), body=True),
+    **operation("refuseSubscription", "Refuse a subscription", scopes=_MANAGE, problems=(404, 409), body=True),
 )
-async def refuse_subscription(id: UUID, body: RefusalBody, caller: ByCaller, context: InContext) -> Refusal:
+async def refuse_subscription(
+    response: Response, id: UUID, body: RefusalBody, caller: ByCaller, context: InContext, once: Repeatable
+) -> Refusal:
     """Refuses a subscription, with a reason that its provider reads. It is `refused` when all that it asks have.
 
     A grant that you give later takes it up all the same.
     """
     own = caller.own
-    async with context.changing(caller.acting_as("registry")) as connection:
+    async with context.changing(caller.acting_as("registry")) as connection, once.within(connection):
         row = await requests.refuse(connection, id, registry_id=own.id, oin=own.oin, reason=body.reason)
-    return Refusal(subscription=id, reason=body.reason, refused_at=row.refused_at, status=row.status)
+        refusal = Refusal(subscription=id, reason=body.reason, refused_at=row.refused_at, status=row.status)
+        await once.keep(connection, refusal, response, 200)
+    return refusal
 
 
 def _request(request: Request, row: AnyRow) -> SubscriptionRequest:

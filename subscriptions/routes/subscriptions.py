@@ -30,6 +30,7 @@ from subscriptions.http import ByCaller, ExpectedVersion, InContext, Route, etag
 from subscriptions.idempotency import Repeatable
 from subscriptions.organisations import get_organisation
 from subscriptions.paging import Paging
+from subscriptions.secrets import KeyRing
 from subscriptions.tables import organisations, subscriptions
 
 router = APIRouter(prefix="/subscriptions", tags=["subscriptions"], route_class=Route)
@@ -151,8 +152,7 @@ async def replace_subscription(
     own = caller.own
     async with context.changing(caller.acting_as("provider")) as connection:
         row = await _to_change(connection, id, own.id, expected)
-        if body.secret is not None and body.secret != service.secret_of(row, context.keys):
-            raise InvalidInput.field("/secret", "read-only", "can't be set: POST to its secret to have a new one")
+        _check_secret(row, body.secret, context.keys)
         row = await service.replace(
             connection, row, body, keys=context.keys, sinks=context.sinks, filters=context.filters
         )
@@ -189,6 +189,7 @@ async def change_subscription(
     content = {name: value for name, value in patch.items() if name in _CONTENT}
     async with context.changing(caller.acting_as("provider")) as connection:
         row = await _to_change(connection, id, own.id, expected)
+        _check_secret(row, body.secret, context.keys)
         if content:
             row = await service.replace(
                 connection,
@@ -255,6 +256,11 @@ async def _to_change(connection: AsyncConnection, id: UUID, organisation_id: UUI
     row = await service.get(connection, id, organisation_id=organisation_id)
     service.expect_version(row, expected)
     return row
+
+
+def _check_secret(row: AnyRow, given: str | None, keys: KeyRing) -> None:
+    if given is not None and given != service.secret_of(row, keys):
+        raise InvalidInput.field("/secret", "read-only", "can't be set: POST to its secret to have a new one")
 
 
 async def _answer(request: Request, response: Response, row: AnyRow, oin: str, caller: Caller) -> Subscription:

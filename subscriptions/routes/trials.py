@@ -12,6 +12,7 @@ from subscriptions.change_log import wake_readers
 from subscriptions.context import api_url
 from subscriptions.database import AnyRow
 from subscriptions.http import ByCaller, InContext, Route, operation
+from subscriptions.idempotency import Repeatable
 from subscriptions.secrets import KeyRing, answer_purpose
 
 router = APIRouter(prefix="/subscriptions/{id}/test-notifications", tags=["subscriptions"], route_class=Route)
@@ -26,24 +27,25 @@ _OWN = (Scope.CONSUME,)
         "sendTestNotification",
         "Send a test notification",
         scopes=_OWN,
-        problems=(404, 409),
+        problems=(404, 409, 413),
         success=202,
         headers=("Location",),
     ),
 )
 async def send_test_notification(
-    request: Request, response: Response, id: UUID, caller: ByCaller, context: InContext
+    request: Request, response: Response, id: UUID, caller: ByCaller, context: InContext, once: Repeatable
 ) -> TestNotification:
     """Has a synthetic notification sent to the sink of your subscription, signed like any other, but without a number.
 
     Its type is `nl.bode.test-notification`; it is sent once, within seconds. Read at `Location` what the sink answered.
     The sink must have consented. At most six a minute for each subscription.
     """
-    async with context.engine.begin() as connection:
+    async with context.engine.begin() as connection, once.within(connection):
         row = await service.ask(connection, id, organisation_id=caller.own.id)
+        made = TestNotification(**_members(request, row, context.keys))
+        response.headers["Location"] = made.url
+        await once.keep(connection, made, response, 202)
     await wake_readers(context.engine)
-    made = TestNotification(**_members(request, row, context.keys))
-    response.headers["Location"] = made.url
     return made
 
 

@@ -188,3 +188,15 @@ async def test_keys_are_stored_only_as_digests(bode: World) -> None:
         rows = (await connection.execute(select(api_keys))).all()
     assert provider.key not in repr(rows)
     assert provider.key.removeprefix("bode_").encode() not in b"".join(row.digest for row in rows)
+
+
+async def test_keys_are_listed_in_order_of_commit(bode: World) -> None:
+    provider, operator = await bode.provider(), await bode.operator()
+    async with bode.engine.connect() as early:
+        await early.execute(select(1))  # its now() is before that of the other
+        async with bode.engine.begin() as late:
+            await create_key(late, organisation_id=provider.id, scopes=[Scope.CONSUME], label="first")
+        await create_key(early, organisation_id=provider.id, scopes=[Scope.CONSUME], label="second")
+        await early.commit()
+    listed = (await bode.call("GET", f"/organisations/{provider.id}/keys", key=operator)).json["results"]
+    assert [each["label"] for each in listed] == ["", "first", "second"]

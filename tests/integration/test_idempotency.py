@@ -53,12 +53,14 @@ async def test_everything_that_is_made_is_made_once(bode: World) -> None:
     registry, provider = await bode.registry(domain := fresh_domain()), await bode.provider()
     operator = await bode.operator()
     made = await bode.subscribe(provider)
+    asking = await bode.subscribe(provider, types=[f"{domain}.y"])
     places: list[tuple[str, str, Any]] = [
         (f"/subscriptions/{made['id']}/secret", provider.key, {"overlapSeconds": 60}),
         ("/grants", registry.key, {"provider": provider.oin, "types": [f"{domain}.x"], "legalBasis": "wet"}),
         ("/domains", registry.key, {"name": fresh_domain()}),
         ("/organisations", operator, {"oin": sample_oin(Random()), "name": "Nieuw"}),
         (f"/organisations/{provider.id}/keys", operator, {"scopes": ["events.consume"]}),
+        (f"/subscription-requests/{asking['id']}/refusals", registry.key, {"reason": "No legal basis."}),
     ]
     for path, caller, body in places:
         headers = key()

@@ -2,7 +2,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from managing import World, database, subscription, world
+from managing import World, database, fresh_domain, subscription, world
 
 from schemas.filters import FOLLOWS
 from schemas.problems import PROBLEM_JSON
@@ -20,6 +20,7 @@ async def bode(url: str) -> AsyncIterator[World]:
         yield made
 
 
+EARLY = {"credentialType": "ACCESSTOKEN", "accessToken": "x", "accessTokenExpiresUtc": "0001-01-01T00:00:00+14:00"}
 BAD_BODIES: list[tuple[str, Any, str]] = [
     ("unknown dialect", {"filters": [{"regex": {"type": ".*"}}]}, "/filters/0/regex"),
     ("empty all", {"filters": [{"all": []}]}, "/filters/0/all"),
@@ -54,6 +55,11 @@ BAD_BODIES: list[tuple[str, Any, str]] = [
     ("delay of a year", {"retry": {"delays": ["P1Y"]}}, "/retry/delays/0"),
     ("delays of months together", {"retry": {"delays": ["P7D"] * 5}}, "/retry"),
     ("control character", {"subscriberReference": "a\nb"}, "/subscriberReference"),
+    (
+        "credential that expires before the calendar begins",
+        {"sinkCredential": EARLY},
+        "/sinkCredential/accessTokenExpiresUtc",
+    ),
     ("secret of one's own", {"secret": "whsec_x"}, "/secret"),
 ]
 
@@ -177,3 +183,38 @@ async def test_an_unreachable_database_is_a_problem_that_passes() -> None:
         answer = await bode.call("GET", "/subscriptions", key="bode_" + "x" * 43)
         assert (answer.status, answer.json["code"]) == (503, "unavailable")
         assert answer.headers["retry-after"] == "1"
+
+
+async def test_a_moment_that_its_offset_leads_out_of_the_calendar_is_bad_input(bode: World) -> None:
+    registry, provider = await bode.registry(domain := fresh_domain()), await bode.provider()
+    late = "9999-12-31T23:59:59-14:00"
+    grant = {"provider": provider.oin, "types": [f"{domain}.x"], "legalBasis": "wet"}
+    described = {"type": f"{domain}.x", "meaning": "x", "timeMeaning": "x", "informationLevel": "informatiearm"}
+    for path, key, body, name in (
+        ("/grants", registry.key, {**grant, "validFrom": late}, "validFrom"),
+        ("/grants", registry.key, {**grant, "validUntil": late}, "validUntil"),
+        ("/event-types", registry.key, {**described, "deprecatedAt": late}, "deprecatedAt"),
+        ("/event-types", registry.key, {**described, "sunsetAt": late}, "sunsetAt"),
+        (f"/organisations/{provider.id}/keys", await bode.operator(), {"scopes": [], "expiresAt": late}, "expiresAt"),
+    ):
+        answer = await bode.call("POST", path, key=key, body=body)
+        assert answer.status == 400, (path, answer.text)
+        assert f"/{name}" in [param["name"] for param in answer.json["invalidParams"]], answer.text
+
+
+async def test_a_secret_cannot_be_set_by_a_patch(bode: World) -> None:
+    provider = await bode.provider()
+    made = await bode.subscribe(provider)
+    other = await bode.call("PATCH", made["url"], key=provider.key, body={"secret": "whsec_x"})
+    assert (other.status, other.json["invalidParams"][0]["name"]) == (400, "/secret")
+    same = await bode.call("PATCH", made["url"], key=provider.key, body={"secret": made["secret"]})
+    assert same.status == 200
+
+
+async def test_a_body_where_none_is_asked_for_is_bounded_too(bode: World) -> None:
+    provider = await bode.provider()
+    path = f"/subscriptions/{(await bode.subscribe(provider))['id']}/test-notifications"
+    answer = await bode.call(
+        "POST", path, key=provider.key, raw=b" " * 16_385, headers={"idempotency-key": "too-large"}
+    )
+    assert answer.status == 413

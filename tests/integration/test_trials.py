@@ -43,6 +43,18 @@ async def ask(bode: Delivering, identity: Any) -> Any:
     return await bode.world.call("POST", f"/subscriptions/{identity}/test-notifications", key=bode.provider_key)
 
 
+async def test_a_test_that_is_asked_for_again_is_sent_once(
+    bode: Delivering, publisher: Publisher, sink: RawSink
+) -> None:
+    identity = await bode.active(publisher, sink.url("/once"))
+    path, headers = f"/subscriptions/{identity}/test-notifications", {"idempotency-key": "test-once"}
+    first, again = [await bode.world.call("POST", path, key=bode.provider_key, headers=headers) for _ in range(2)]
+    assert (first.status, again.status, again.headers["idempotency-replayed"]) == (202, 202, "true")
+    assert (first.json, first.headers["location"]) == (again.json, again.headers["location"])
+    asked = "SELECT count(*) FROM test_notifications JOIN subscriptions ON subscriptions.id = subscription_id"
+    assert await bode.pool.fetchval(f"{asked} WHERE subscriptions.id = $1", identity) == 1
+
+
 async def told(bode: Delivering, url: str) -> Any:
     async with asyncio.timeout(20):
         while True:
