@@ -41,14 +41,11 @@ async def describe(connection: AsyncConnection, body: EventTypeReplacement, *, o
         event_types.c.type == body.type, event_types.c.organisation_id != organisation_id
     )
     left = (await connection.execute(former.returning(event_types.c.id))).scalars().all()
-    identity = uuid4()
+    identity, moment = uuid4(), moment_of_change()
+    values = {"id": identity, "organisation_id": organisation_id, "created_at": moment, "updated_at": moment}
     try:
         async with connection.begin_nested():
-            await connection.execute(
-                insert(event_types).values(
-                    id=identity, organisation_id=organisation_id, created_at=moment_of_change(), **_columns(body)
-                )
-            )
+            await connection.execute(insert(event_types).values(**values, **_columns(body)))
     except IntegrityError as error:
         raise Conflict("This event type is in the catalogue already: replace its description.") from error
     return await _conclude(connection, identity, *left)
@@ -79,7 +76,7 @@ async def replace(
     await connection.execute(
         update(event_types)
         .where(event_types.c.id == event_type_id, event_types.c.version == row.version)
-        .values(**_columns(body), version=row.version + 1, updated_at=func.now())
+        .values(**_columns(body), version=row.version + 1, updated_at=moment_of_change())
     )
     return await _conclude(connection, event_type_id)
 

@@ -1,5 +1,6 @@
 """Event types as the API says them: what a registry publishes, what it means, and what may be done with it."""
 
+import re
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final
@@ -46,6 +47,10 @@ _EXAMPLE: Final[dict[str, Any]] = {
 }
 
 
+_POINTER: Final = re.compile(r"(?:/(?:[^/~]|~[01])*)+")
+"""RFC 6901, section 3."""
+
+
 def _check_schema(schema: dict[str, Any] | bool | None) -> dict[str, Any] | bool | None:
     if schema is not None:
         try:
@@ -60,7 +65,7 @@ def _check_schema(schema: dict[str, Any] | bool | None) -> dict[str, Any] | bool
 
 def _check_filter_attributes(names: list[str] | None) -> list[str] | None:
     for name in names or ():
-        if name.startswith("/"):
+        if _POINTER.fullmatch(name):
             continue
         if len(name) > limits.MAX_NAME or not NAME_CHARACTERS.issuperset(name) or name in NOT_ATTRIBUTES:
             raise PydanticCustomError(

@@ -61,6 +61,7 @@ async def test_each_version_of_a_description_is_kept(bode: World) -> None:
     domain = fresh_domain()
     registry = await bode.registry(domain)
     described = await describe(bode, registry, f"{domain}.iets", dataSchema=SCHEMA)
+    assert described["updatedAt"] >= described["createdAt"]
     changed = described | {"meaning": "Something else.", "dataSchema": None}
     etag = {"if-match": '"1"'}
     answer = await bode.call("PUT", described["url"], key=registry.key, body=changed, headers=etag)
@@ -128,6 +129,7 @@ async def test_who_takes_over_a_domain_takes_over_what_is_said_of_its_types(bode
         ({"dataSchema": []}, "/dataSchema"),
         ({"filterAttributes": ["data"]}, "/filterAttributes"),
         ({"filterAttributes": ["Subject!"]}, "/filterAttributes"),
+        ({"filterAttributes": ["/adres~2"]}, "/filterAttributes"),
         ({"retentionDays": 0}, "/retentionDays"),
         ({"informationLevel": "veel"}, "/informationLevel"),
         ({"deprecatedAt": "2028-01-01T00:00:00Z", "sunsetAt": "2027-01-01T00:00:00Z"}, "/sunsetAt"),
