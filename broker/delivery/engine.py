@@ -162,9 +162,7 @@ class Engine:
     async def released(self, shards: Iterable[int]) -> None:
         """These shards are no longer ours: stop sending for them and let attempts under way be recorded."""
         gone = set(shards)
-        for runner in self._runners:
-            if runner.shard in gone:
-                self._runners.drop(runner.key)
+        self._runners.drop_shards(gone)
         try:
             async with asyncio.timeout(self._settings.lease_seconds / 4):
                 await self._runners.left(gone)

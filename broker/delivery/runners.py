@@ -190,6 +190,16 @@ class Runners:
             if runner.in_flight:
                 self._leaving[key] += runner.in_flight
 
+    def drop_shards(self, shards: Collection[int]) -> None:
+        """Forget what is in memory of these shards.
+
+        Also what is being opened: a runner that came of it would keep what it read while others own the shard, and
+        send it again when the shard comes back.
+        """
+        for key in {*self._runners, *self._opening}:
+            if self.shard_of(key) in shards:
+                self.drop(key)
+
     def drop_all(self) -> list[int]:
         """Forget everything; the keys of what there was."""
         known = [*self._runners, *self._opening]

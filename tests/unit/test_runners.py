@@ -75,6 +75,19 @@ async def test_everything_that_is_being_read_is_named_when_all_is_dropped() -> N
     assert opened.get(KEY) is None
 
 
+async def test_subscription_whose_shard_goes_while_it_is_read_has_no_runner() -> None:
+    """Else what was read stays in memory and is sent again when the shard comes back."""
+    for gone in (True, False):
+        office = Office(config("https://sink.example/"))
+        made = runners(office)
+        opening = asyncio.create_task(made.open([KEY]))
+        await office.asked.wait()
+        made.drop_shards({made.shard_of(KEY) + (not gone)})
+        office.answer.set()
+        await opening
+        assert (made.get(KEY) is None) is gone
+
+
 async def test_only_active_subscriptions_have_runners() -> None:
     for status in Status:
         office = Office(config("https://sink.example/", status))
