@@ -53,7 +53,11 @@ class AmqpSettings(BaseModel):
         default=4, ge=1, le=64, description="Ingest queues at first start; the number is kept from then on."
     )
     registry_queues: int = Field(
-        default=2, ge=1, le=16, description="Ingest queues of one registry, from its first domain on; then kept."
+        default=1,
+        ge=1,
+        le=16,
+        description="Ingest queues of one registry, from its first domain on; then kept. With more than one a restart "
+        "of RabbitMQ may lead a subject to another queue, past what waits in the former.",
     )
     prefetch: int = Field(default=1000, ge=1, le=10000, description="Messages that a queue's consumer holds at most.")
     connect_seconds: float = Field(default=10, gt=0, le=120, description="Limit for one connection attempt.")

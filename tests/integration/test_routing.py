@@ -75,7 +75,7 @@ async def registry(bode: Broker, user: str | None = None) -> Registry:
 
 def router(bode: Broker, rabbitmq: RabbitMQ | str) -> Router:
     url = rabbitmq if isinstance(rabbitmq, str) else rabbitmq.url()
-    return Router(bode.world.engine, AmqpSettings(url=SecretStr(url)), SHARED)
+    return Router(bode.world.engine, AmqpSettings(url=SecretStr(url), registry_queues=2), SHARED)
 
 
 async def make_domain(bode: Broker, owner: Registry, name: str, route: Router | None = None) -> None:
