@@ -1,6 +1,7 @@
 """Bodies of requests: strict JSON, of the announced media type, up to a limit; and the media types of answers."""
 
-from typing import Any
+import asyncio
+from typing import Any, Final
 
 import orjson
 from fastapi import Request
@@ -8,6 +9,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive
 
 from schemas.problems import PROBLEM_JSON, BodyTooLarge, NotAcceptable, UnsupportedMediaType
+
+BODY_SECONDS: Final = 30.0
+"""For a whole body to come."""
 
 
 class JsonRequest(Request):
@@ -23,7 +27,7 @@ class JsonRequest(Request):
 
 
 def limited(request: Request, limit: int) -> Receive:
-    """Returns the request's `receive`, which ends in 413 as soon as the body is over the limit.
+    """Returns the request's `receive`: 413 as soon as the body is over the limit, 400 when it isn't there in time.
 
     Raises:
         HTTPException: 413, when the length that was announced is over it already.
@@ -33,10 +37,15 @@ def limited(request: Request, limit: int) -> Receive:
     if announced.isdecimal() and int(announced) > limit:
         raise too_large
     received = 0
+    deadline = asyncio.get_running_loop().time() + BODY_SECONDS
 
     async def receive() -> Message:
         nonlocal received
-        message = await request.receive()
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await request.receive()
+        except TimeoutError:
+            raise HTTPException(400, "The body did not come in time, or is shorter than was announced.") from None
         received += len(message.get("body", b""))
         if received > limit:
             raise too_large
