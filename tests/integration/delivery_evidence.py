@@ -63,6 +63,8 @@ _STATEMENT_SECONDS: Final = 0.5
 """A statement that began before a shard changed hands, and was seen after it, may be so late."""
 _COMMIT_SECONDS: Final = 2.0
 """From when a trigger sees a change to when it is committed, at most, on a slow machine."""
+_LATE_SECONDS: Final = 1.0
+"""From when an attempt is sent to when a sink that is busy sees it, at most, on a slow machine."""
 FAILURES_TO_OPEN: Final = 10
 FIRST_OPEN_SECONDS: Final = 5.0
 
@@ -194,32 +196,51 @@ class Evidence:
     # promise 4
 
     def repetitions(self) -> Iterator[str]:
-        """What a sink accepted comes again only when it was in flight while its shard changed hands.
+        """What a sink accepted comes again only for a cause: its attempt was in flight when its process was disturbed.
 
         Or when the answer got lost on its way, which the broker then has as a failed attempt that the sink had not
-        planned.
+        planned. For one cause a sink gets no more again than can be in flight to it.
         """
-        for subscription, sequence, arrivals in self._deliveries():
-            failures = [row["reason"] for row in self.attempts[subscription.key, sequence]]
-            lost = sum(reason in ("timed-out", "connection-closed") for reason in failures)
-            lost -= sum(arrival.move in UNANSWERED for arrival in arrivals)
-            ended = next(
-                (row["at"] for row in self.seen[subscription.key, sequence] if row["state"] != "pending"), None
-            )
-            former: Arrival | None = None
-            for arrival in arrivals:
-                if former is not None and not self._in_flight(subscription, former, arrival, ended):
-                    lost -= 1
-                    if lost < 0:
-                        yield f"{_of(arrival)} came again, {_of(former)} had been accepted"
-                if arrival.accepted:
-                    former = arrival
+        found = Counter[tuple[str, str]]()
+        for name, subscription in self.subscriptions.items():
+            for sequence, arrivals in _by_number(self.arrivals[name]).items():
+                failures = [row["reason"] for row in self.attempts[subscription.key, sequence]]
+                lost = sum(reason in ("timed-out", "connection-closed") for reason in failures)
+                lost -= sum(arrival.move in UNANSWERED for arrival in arrivals)
+                former: Arrival | None = None
+                for again in arrivals:
+                    if former is not None:
+                        cause = self.cause(subscription, former)
+                        if cause is not None:
+                            found[name, cause] += 1
+                        else:
+                            lost -= 1
+                            if lost < 0:
+                                yield f"{_of(again)} came again, {_of(former)} had been accepted"
+                    if again.accepted:
+                        former = again
+        for (name, cause), count in found.items():
+            if count > self.concurrency:
+                yield f"{count} came again at {self.subscriptions[name].key} because {cause}"
 
-    def _in_flight(self, subscription: Expected, former: Arrival, again: Arrival, ended: float | None) -> bool:
-        if self._stray(subscription, again) or self._stray(subscription, former):
-            return True  # under way when the shard was lost; counted by `strays`
-        changes = self._changes(subscription, former.begun, again.begun)
-        return any(ended is None or change["at"] <= ended + _COMMIT_SECONDS for change in changes)
+    def cause(self, subscription: Expected, accepted: Arrival) -> str | None:
+        """What kept the outcome of an attempt that a sink accepted from being recorded, if anything did.
+
+        It lies between when the attempt was sent, `_LATE_SECONDS` before the sink saw it at most, and when its outcome
+        was committed, `_COMMIT_SECONDS` after the answer at most.
+        """
+        process = self.processes[accepted.process]
+        begin, end = accepted.begun - _LATE_SECONDS, accepted.ended + _COMMIT_SECONDS
+        for since, until in process.stops:
+            if since <= end and begin <= until:
+                return f"{process.name} stood still from {since:.3f}"
+        for moment in process.disturbed:
+            if begin <= moment <= end:
+                return f"{process.name} was killed or cut off at {moment:.3f}"
+        for change in self._hands(subscription):
+            if change["former"] == process.owner and begin <= change["at"] <= end:
+                return f"{process.name} parted with the shard at {change['at']:.3f}"
+        return None
 
     def duplicates(self) -> int:
         """How many arrivals came after one that the sink had accepted."""

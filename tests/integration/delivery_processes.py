@@ -6,6 +6,7 @@ test has added to it, and `random` is seeded. All else is real: leases, connecti
 
 import asyncio
 import json
+import math
 import mmap
 import os
 import random
@@ -57,7 +58,29 @@ class DeliverProcess:
     stopped: bool = False
     """By SIGSTOP."""
     disturbed: list[float] = field(default_factory=list)
-    """When it was stopped or cut off from the database, in real time."""
+    """When it was killed, stopped or cut off from the database, in real time."""
+    killed: float | None = None
+    stops: list[tuple[float, float]] = field(default_factory=list)
+    """From, until: stood still."""
+
+    def kill(self) -> None:
+        """At once, by SIGKILL."""
+        self.killed = time.time()
+        self.disturbed.append(self.killed)
+        self.signal(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Until `go_on`, by SIGSTOP."""
+        self.stopped = True
+        self.disturbed.append(time.time())
+        self.stops.append((self.disturbed[-1], math.inf))
+        self.signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """After `stop`."""
+        self.stopped = False
+        self.signal(signal.SIGCONT)
+        self.stops[-1] = (self.stops[-1][0], time.time())
 
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)

@@ -133,17 +133,14 @@ class Churn:
         able = [process for process in self.alive if not process.stopped]
         if len(able) > 1 and self.random.random() < 0.5:
             process = self.random.choice(able)
-            process.disturbed.append(time.time())
-            process.signal(signal.SIGSTOP)
-            process.stopped = True
+            process.stop()
             seconds = self.random.choice([1.0, 3.0, 8.0, 12.0])
             process.until = time.monotonic() + seconds
             self.stops += 1
             self.long_stops += seconds > DELIVERY["lease_seconds"]
         else:
             process = self.random.choice(self.alive)
-            process.disturbed.append(time.time())
-            process.signal(signal.SIGKILL)
+            process.kill()
             assert self.stage.host.ended(process) == -signal.SIGKILL
             self.alive.remove(process)
             self.kills += 1
@@ -152,8 +149,7 @@ class Churn:
     def wake(self, *, all_of_them: bool = False) -> None:
         for process in self.alive:
             if process.stopped and (all_of_them or time.monotonic() >= process.until):
-                process.signal(signal.SIGCONT)
-                process.stopped = False
+                process.go_on()
 
 
 def test_nothing_is_lost_or_overtaken_while_processes_are_killed_and_stopped(stage: Stage) -> None:

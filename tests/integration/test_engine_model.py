@@ -305,8 +305,7 @@ class Model(RuleBasedStateMachine):
     @rule(place=st.integers(0, 2))
     def kill(self, place: int) -> None:
         process = self.alive.pop(place % len(self.alive))
-        process.disturbed.append(time.time())
-        process.signal(signal.SIGKILL)
+        process.kill()
         assert self.host.ended(process) == -signal.SIGKILL
 
     @on_stage
@@ -325,9 +324,7 @@ class Model(RuleBasedStateMachine):
     def stop(self, place: int) -> None:
         able = [process for process in self.alive if not process.stopped]
         process = able[place % len(able)]
-        process.disturbed.append(time.time())
-        process.signal(signal.SIGSTOP)
-        process.stopped = True
+        process.stop()
         process.until = time.monotonic() + 1.2 * LEASE_SECONDS
 
     @on_stage
@@ -337,11 +334,7 @@ class Model(RuleBasedStateMachine):
         process = next(process for process in self.alive if process.stopped)
         if past_its_lease:
             time.sleep(max(process.until - time.monotonic(), 0))
-        self._go_on(process)
-
-    def _go_on(self, process: DeliverProcess) -> None:
-        process.stopped = False
-        process.signal(signal.SIGCONT)
+        process.go_on()
 
     @on_stage
     @precondition(lambda self: self.alive)
@@ -381,7 +374,7 @@ class Model(RuleBasedStateMachine):
         """Nobody disturbs any more, and time goes on; in the end sinks that always failed recover. Nothing stays."""
         for process in self.alive:
             if process.stopped:
-                self._go_on(process)
+                process.go_on()
         if not self.alive:
             self._start()
         deadline = time.monotonic() + QUIET_SECONDS
