@@ -60,6 +60,9 @@ def async_url(url: str) -> URL:
     return parsed.set(drivername="postgresql+asyncpg", query=query)
 
 
+_LATER_SECONDS: Final = 5.0
+
+
 def create_engine(settings: DatabaseSettings, *, application_name: str = "bode") -> AsyncEngine:
     """Makes the engine of one process. Bound parameters stay out of its logs and of its exceptions' texts."""
     return create_async_engine(
@@ -72,6 +75,8 @@ def create_engine(settings: DatabaseSettings, *, application_name: str = "bode")
         json_deserializer=orjson.loads,
         connect_args={
             "timeout": settings.connect_timeout_seconds,
+            # for when the network swallows the answer: PostgreSQL's own limit can't be told then
+            "command_timeout": settings.statement_timeout_seconds + _LATER_SECONDS,
             "server_settings": {
                 "application_name": application_name,
                 "timezone": "UTC",

@@ -18,6 +18,7 @@ from subscriptions.secrets import KeyRing
 from subscriptions.sinks import SinkConfig, load_sinks
 
 _POLL_SECONDS = 1.0
+_LOAD_SECONDS = 10.0
 
 
 class DirectoryOffice:
@@ -91,7 +92,8 @@ class DirectoryOffice:
 
     async def load_sinks(self, keys: list[int]) -> list[SinkConfig]:
         """The sinks of these subscriptions, as they are now."""
-        return await load_sinks(self._engine, self._keys, keys)
+        async with asyncio.timeout(_LOAD_SECONDS):  # all sinks wait for this one reading
+            return await load_sinks(self._engine, self._keys, keys)
 
     def granted(self, organisation_id: UUID, event_type: str, now: datetime) -> UUID | None:
         """The grant on which an organisation may receive a type now."""
