@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 from uuid import UUID, uuid4
@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import asyncpg
 from accepting import SESSION, Broker, Publisher
 from managing import RING, World
+from serving import serving
 
 from broker.delivery.settings import DeliverySettings, FenceSettings
 from broker.processes.deliver import SHARD_LEASE, DeliverProcess
@@ -66,18 +67,14 @@ class RawSink:
     answers: dict[tuple[str, str], Answering] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _open: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self.port = await self._open.enter_async_context(serving(self._serve))
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._open.aclose()
 
     def url(self, target: str) -> str:
         return f"http://127.0.0.1:{self.port}{target}"
@@ -90,35 +87,25 @@ class RawSink:
             await self._changed.wait_for(lambda: len(self.of(method, target)) >= count)
         return self.of(method, target)
 
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-                method, target, _ = head[0].split(" ")
-                fields = [line.partition(":")[::2] for line in head[1:] if line]
-                named = tuple((name.lower(), value.strip()) for name, value in fields)
-                length = int(dict(named).get("content-length", "0"))
-                body = await reader.readexactly(length)
-                asked = Asked(method, target, named, body, asyncio.get_running_loop().time())
-                async with self._changed:
-                    self.asked.append(asked)
-                    self._changed.notify_all()
-                usual = CONSENT if method == "OPTIONS" else ACCEPTED
-                given = self.answers.get((method, target), lambda _, usual=usual: usual)(asked)
-                data = await given if inspect.isawaitable(given) else given
-                if not data:
-                    return
-                writer.write(data)
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.transport.abort()
+        while True:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+            method, target, _ = head[0].split(" ")
+            fields = [line.partition(":")[::2] for line in head[1:] if line]
+            named = tuple((name.lower(), value.strip()) for name, value in fields)
+            length = int(dict(named).get("content-length", "0"))
+            body = await reader.readexactly(length)
+            asked = Asked(method, target, named, body, asyncio.get_running_loop().time())
+            async with self._changed:
+                self.asked.append(asked)
+                self._changed.notify_all()
+            usual = CONSENT if method == "OPTIONS" else ACCEPTED
+            given = self.answers.get((method, target), lambda _, usual=usual: usual)(asked)
+            data = await given if inspect.isawaitable(given) else given
+            if not data:
+                return
+            writer.write(data)
+            await writer.drain()
 
 
 @dataclass

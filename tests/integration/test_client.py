@@ -1,6 +1,7 @@
 """The HTTP client against sinks on real sockets that misbehave."""
 
 import asyncio
+import itertools
 import ssl
 import subprocess
 import time
@@ -11,6 +12,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
+from serving import serving
 
 from broker.delivery.client import EXCERPT_BYTES, MAX_BODY_BYTES, MAX_HEADER_BYTES, Answer, Client, SendError, Target
 from broker.delivery.fence import Fence
@@ -65,13 +67,10 @@ class Sink:
 async def sink(play: Play, tls: ssl.SSLContext | None = None) -> AsyncIterator[Sink]:
     """A sink that reads requests properly and answers as `play` does."""
     made = Sink(0)
-    serving: list[asyncio.Task[None]] = []
+    connections = itertools.count(1)
 
-    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        serving.append(asyncio.create_task(serve(len(serving) + 1, reader, writer)))
-
-    async def serve(connection: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        number = 0
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection, number = next(connections), 0
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -83,18 +82,9 @@ async def sink(play: Play, tls: ssl.SSLContext | None = None) -> AsyncIterator[S
                 await play(exchange)
         except (asyncio.IncompleteReadError, ConnectionError):
             made.closed.set()
-        finally:
-            writer.transport.abort()
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
-    made.port = server.sockets[0].getsockname()[1]
-    try:
+    async with serving(serve, ssl=tls) as made.port:
         yield made
-    finally:
-        server.close()
-        for task in serving:
-            task.cancel()
-        await asyncio.gather(*serving, return_exceptions=True)
 
 
 @pytest.fixture
@@ -513,9 +503,7 @@ async def test_certificate_must_be_trusted_and_name_the_host(certificates: Path)
 async def test_https_to_a_plain_sink_fails_as_tls(client: Client) -> None:
     async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
-        writer.close()
+        await writer.drain()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    assert await reason_of(post(client, Target.of(f"https://127.0.0.1:{port}/"))) is Reason.TLS
-    server.close()
+    async with serving(serve) as port:
+        assert await reason_of(post(client, Target.of(f"https://127.0.0.1:{port}/"))) is Reason.TLS

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
+from serving import serving
 
 from broker.storage import pool as pools
 from broker.storage.pool import pool_of
@@ -30,8 +31,7 @@ class Link:
         except* OSError:
             pass
         finally:
-            far_writer.close()
-            writer.close()
+            far_writer.transport.abort()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
@@ -46,14 +46,8 @@ async def linked(url: str) -> AsyncIterator[tuple[Link, str]]:
     assert parts.hostname
     assert parts.port
     link = Link(parts.hostname, parts.port)
-    server = await asyncio.start_server(link.carry, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    through = urlunsplit(parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{port}"))
-    try:
-        yield link, through
-    finally:
-        link.open.set()
-        server.close()
+    async with serving(link.carry) as port:
+        yield link, urlunsplit(parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{port}"))
 
 
 async def _nothing(_: asyncpg.Connection) -> None:

@@ -4,12 +4,13 @@ import asyncio
 import json
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
+from serving import serving
 from yarl import URL
 
 from broker.ingest import amqp
@@ -32,8 +33,10 @@ class Proxy:
         self.connections += 1
         upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self._port)
         self._writers |= {writer, upstream_writer}
-        with suppress(OSError):
+        try:
             await asyncio.gather(_copy(reader, upstream_writer), _copy(upstream_reader, writer))
+        finally:
+            upstream_writer.transport.abort()
 
     def cut(self) -> None:
         for writer in self._writers:
@@ -53,12 +56,8 @@ async def proxied(url: str) -> AsyncIterator[tuple[Proxy, str]]:
     port = URL(url).port
     assert port is not None
     proxy = Proxy(port)
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
-    try:
-        yield proxy, str(URL(url).with_port(server.sockets[0].getsockname()[1]))
-    finally:
-        proxy.cut()
-        server.close()
+    async with serving(proxy.serve) as listening:
+        yield proxy, str(URL(url).with_port(listening))
 
 
 @asynccontextmanager
