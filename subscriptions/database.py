@@ -5,10 +5,13 @@ One metadata object holds every table of Bode, so that migrations and the declar
 
 from typing import Any, Final, TypeAlias
 
+import asyncpg
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from sqlalchemy import MetaData, Row, Select
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 metadata: Final = MetaData(
@@ -25,6 +28,22 @@ AnyRow: TypeAlias = Row[*tuple[Any, ...]]
 """A row whose columns are named by its statement."""
 AnySelect: TypeAlias = Select[*tuple[Any, ...]]
 """A query of which the columns' types are known to the reader only."""
+
+
+_PASSING: Final = ("08", "53", "57", "55P03", "40001", "40P01")
+"""SQLSTATE classes and codes of failures that pass: connection, resources, operator, locks, deadlocks, time limits."""
+
+
+def passes(error: Exception) -> bool:
+    """Whether a failure of the database passes by itself, so that the same may succeed later."""
+    if isinstance(error, DBAPIError):
+        if error.connection_invalidated or isinstance(error, InterfaceError):
+            return True
+        state = getattr(error.orig, "sqlstate", None) or ""
+        return state.startswith(_PASSING) or (isinstance(error, OperationalError) and not state)
+    if isinstance(error, asyncpg.PostgresError):
+        return (error.sqlstate or "").startswith(_PASSING)
+    return isinstance(error, PoolTimeout | asyncpg.InterfaceError | OSError | TimeoutError)
 
 
 class DatabaseSettings(BaseModel):

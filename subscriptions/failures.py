@@ -12,7 +12,7 @@ import orjson
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -32,6 +32,7 @@ from schemas.problems import (
     Unavailable,
     UnsupportedMediaType,
 )
+from subscriptions.database import passes
 from subscriptions.methods import allow
 from subscriptions.validation import invalid_params
 
@@ -49,8 +50,6 @@ _BY_STATUS: Final[Mapping[int, type[Problem]]] = {
         UnsupportedMediaType,
     )
 }
-# SQLSTATE classes and codes of failures that pass: connection, resources, operator, locks, deadlocks, time limits.
-_PASSING: Final = ("08", "53", "57", "55P03", "40001", "40P01")
 # SQLSTATEs of text that PostgreSQL can't hold.
 _UNSTORABLE: Final = ("22021", "22P05")
 
@@ -101,9 +100,8 @@ async def _on_database(request: Request, error: Exception) -> Response:
     state = getattr(error.orig, "sqlstate", None) or ""
     if state in _UNSTORABLE:
         return await _on_problem(request, InvalidInput("A value holds a character that can't be kept, such as U+0000."))
-    if not (error.connection_invalidated or isinstance(error, InterfaceError) or state.startswith(_PASSING)):
-        if not (isinstance(error, OperationalError) and not state):
-            raise error
+    if not passes(error):
+        raise error
     return await _on_unreachable(request, error)
 
 

@@ -20,6 +20,7 @@ from broker.ingest.wake import Waker
 from broker.matching.index import cost
 from broker.processes.resources import Resources, open_resources
 from broker.processes.serving import Site, status_routes, tell_ready
+from broker.processes.starting import reached
 from broker.processes.workers import Readiness, run_workers, stop_on_signals
 from broker.settings import Settings
 from broker.storage import acceptance, installation, leases, people
@@ -57,7 +58,7 @@ async def run(settings: Settings) -> None:
             acceptor = Acceptor(resources.pool, view, resources.keys, resources.fingerprints)
             workers["data-findings"] = acceptor.findings.run
             publisher = DirectPublisher(acceptor, waker.queue, settings.ingest.batch_max)
-        await view.load()
+        await reached(view.load)
         arrivals = Arrivals()
         listener = Listener(resources.dsn, {DELIVERIES_CHANNEL: arrivals.told}, arrivals.anything, resources.name)
         readiness = Readiness({"database": resources.database_answers, "publisher": publisher.ready})
@@ -97,7 +98,7 @@ async def _route_domain(resources: Resources) -> RouteDomain:
     settings = resources.settings.amqp
     if settings.url is None:
         return no_route
-    queues = await installation.fixed_number(resources.pool, "ingest-queues", settings.queues)
+    queues = await reached(lambda: installation.fixed_number(resources.pool, "ingest-queues", settings.queues))
     return Router(resources.engine, settings, queues).routed
 
 

@@ -20,6 +20,7 @@ from broker.leasing import Leasing
 from broker.processes.housekeeping import Housekeeper
 from broker.processes.resources import Resources, open_resources
 from broker.processes.serving import Site, status_app, tell_ready
+from broker.processes.starting import reached
 from broker.processes.workers import Readiness, run_workers, stop_on_signals
 from broker.settings import Settings
 from broker.storage import installation, leases, records
@@ -43,15 +44,21 @@ async def run(settings: Settings) -> None:
     name = leases.application_name(owner)
     session = records.connection_settings(name)
     async with open_resources(settings, name=name, session=session, pool_size=_POOL_SIZE) as resources:
-        shards = await installation.fixed_number(resources.pool, "shards", settings.delivery.shards)
-        async with resources.pool.acquire() as connection:
-            await leases.create(connection, SHARD_LEASE, shards)
+        shards = await reached(lambda: _create_shards(resources))
         process = DeliverProcess(resources, owner, shards)
         try:
-            await process.office.load()
+            await reached(process.office.load)
             await run_workers(process.workers(), stop=stop, drain=process.drain)
         finally:
             process.close()
+
+
+async def _create_shards(resources: Resources) -> int:
+    """How many shards there are; the first start makes their leases."""
+    shards = await installation.fixed_number(resources.pool, "shards", resources.settings.delivery.shards)
+    async with resources.pool.acquire() as connection:
+        await leases.create(connection, SHARD_LEASE, shards)
+    return shards
 
 
 class DeliverProcess:

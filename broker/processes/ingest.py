@@ -16,6 +16,7 @@ from broker.ingest.wake import Waker
 from broker.leasing import Leasing
 from broker.processes.resources import Resources, open_resources
 from broker.processes.serving import Site, status_app, tell_ready
+from broker.processes.starting import reached
 from broker.processes.workers import Readiness, run_workers, stop_on_signals
 from broker.settings import Settings
 from broker.storage import acceptance, installation, leases, routes
@@ -105,12 +106,12 @@ async def run(settings: Settings) -> None:
     async with open_resources(
         settings, name=leases.application_name(owner), session=session, pool_size=settings.ingest.concurrency + 4
     ) as resources:
-        queues = await installation.fixed_number(resources.pool, "ingest-queues", settings.amqp.queues)
+        queues = await reached(lambda: installation.fixed_number(resources.pool, "ingest-queues", settings.amqp.queues))
         router = Router(resources.engine, settings.amqp, queues)
-        await _declare(router)
+        await reached(lambda: _declare(router))
         following = Following(resources.engine, resources.fingerprints, settings.ingest.follow_dir)
         view = View(resources.engine, following)
-        await view.load()
+        await reached(view.load)
         acceptor = Acceptor(resources.pool, view, resources.keys, resources.fingerprints)
         waker = Waker(resources.pool)
         consumers = Consumers(resources, acceptor, waker)

@@ -9,11 +9,11 @@ import asyncpg
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from broker.processes.starting import reached
 from broker.settings import Settings
 from broker.storage import installation
 from broker.storage.fingerprints import Fingerprints
 from broker.storage.pool import pool_of
-from broker.telemetry import log
 from subscriptions import signing_keys
 from subscriptions.database import create_engine
 from subscriptions.secrets import KeyRing
@@ -47,11 +47,18 @@ async def open_resources(
     dsn = settings.database.url.get_secret_value()
     keys = KeyRing(settings.secrets.keys)
     engine = create_engine(settings.database, application_name=name)
-    pool = await _open_pool(dsn, {"application_name": name, **session}, pool_size)
-    try:
-        fingerprints = await installation.fingerprints(pool, keys)
+
+    async def open_pool() -> asyncpg.Pool:
+        return await pool_of(dsn, session={"application_name": name, **session}, size=pool_size, reset=_as_it_is)
+
+    async def ensure_keys() -> None:
         async with engine.begin() as connection:
             await signing_keys.ensure(connection, keys)
+
+    pool = await reached(open_pool)
+    try:
+        fingerprints = await reached(lambda: installation.fingerprints(pool, keys))
+        await reached(ensure_keys)
         yield Resources(settings, dsn, name, engine, pool, keys, fingerprints)
     finally:
         await engine.dispose()
@@ -67,14 +74,3 @@ async def _as_it_is(_: asyncpg.Connection) -> None:
 
     An open transaction is rolled back all the same.
     """
-
-
-async def _open_pool(dsn: str, session: Mapping[str, str], size: int) -> asyncpg.Pool:
-    pause = 0.1
-    while True:
-        try:
-            return await pool_of(dsn, session=session, size=size, reset=_as_it_is)
-        except (asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError, OSError, TimeoutError) as error:
-            log().warning("database-not-ready", error=type(error).__name__)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 2.0)

@@ -73,6 +73,18 @@ class Line:
     followed: int = 0
     bytes_per_followed: float = 0.0
 
+    def as_row(self) -> str:
+        """For people."""
+        spread = f"{self.slowest_per_second:,.0f}-{self.fastest_per_second:,.0f}"
+        row = f"{self.workload:2}{self.subscriptions:>13,}{self.events_per_second:>10,.0f}{spread:>20}"
+        row += f"{self.orjson_per_second:>10,.0f}{self.decoded_per_second:>10,.0f}{self.p50_microseconds:>7.1f}"
+        row += f"{self.p99_microseconds:>8.1f}{self.p99_wall_microseconds:>8.1f}{self.candidates:>8.1f}"
+        row += f"{self.matches:>8.1f}{self.evaluated_always:>8,}"
+        row += f"{self.put_microseconds:>7.1f}{self.change_microseconds:>8.1f}{self.megabytes:>6.0f}"
+        if self.followed:
+            row += f"  {self.followed:,} followed, {self.bytes_per_followed:.1f} bytes each"
+        return row
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -89,18 +101,7 @@ class Report:
         head = f"{'':2}{'subscriptions':>13}{'ev/s':>10}{'(spread)':>20}{'orjson/s':>10}{'decoded':>10}"
         head += f"{'p50':>7}{'p99':>8}"
         head += f"{'wall':>8}{'cand.':>8}{'match':>8}{'always':>8}{'put':>7}{'change':>8}{'MB':>6}"
-        rows = [head]
-        for line in self.lines:
-            spread = f"{line.slowest_per_second:,.0f}-{line.fastest_per_second:,.0f}"
-            row = f"{line.workload:2}{line.subscriptions:>13,}{line.events_per_second:>10,.0f}{spread:>20}"
-            row += f"{line.orjson_per_second:>10,.0f}{line.decoded_per_second:>10,.0f}{line.p50_microseconds:>7.1f}"
-            row += f"{line.p99_microseconds:>8.1f}{line.p99_wall_microseconds:>8.1f}{line.candidates:>8.1f}"
-            row += f"{line.matches:>8.1f}{line.evaluated_always:>8,}"
-            row += f"{line.put_microseconds:>7.1f}{line.change_microseconds:>8.1f}{line.megabytes:>6.0f}"
-            if line.followed:
-                row += f"  {line.followed:,} followed, {line.bytes_per_followed:.1f} bytes each"
-            rows.append(row)
-        return "\n".join(rows)
+        return "\n".join([head, *(line.as_row() for line in self.lines)])
 
 
 def run(options: Options) -> Report:
@@ -112,6 +113,7 @@ def run(options: Options) -> Report:
         for size in options.sizes or _sizes(workload):
             options.progress(f"({workload.letter}) {workload.title}: {size:,} subscriptions")
             lines.append(_measure(workload, size, options))
+            options.progress(lines[-1].as_row())
             gc.unfreeze()
             gc.collect()
     return Report(tuple(lines))
@@ -167,12 +169,13 @@ def _fill(
     megabytes = (psutil.Process().memory_info().rss - memory) / 1_000_000
     gc.collect()
     gc.freeze()
-    events = [world.event(workload.extra) for _ in range(options.events)]
+    count = min(options.events, workload.events_max)
+    events = [world.event(workload.extra) for _ in range(count)]
     matches = sum(len(index.match_body(body)) for body in events) / len(events)
     looked_at = candidates(index, [from_structured(body) for body in events[:_SAMPLE]])
     rates, plain, decoded, p50s, p99s, walls = [], [], [], [], [], []
     for _ in range(options.runs):
-        events = [world.event(workload.extra) for _ in range(options.events)]
+        events = [world.event(workload.extra) for _ in range(count)]
         plain.append(len(events) / _time(partial(_each, orjson.loads, events)))
         rates.append(len(events) / _time(partial(_each, index.match_body, events)))
         known = [from_structured(body) for body in events]
