@@ -38,6 +38,7 @@ from subscriptions.tables import (
     MATCHED,
     DataValidation,
     Ordering,
+    Protocol,
     Status,
     domains,
     event_types,
@@ -318,6 +319,7 @@ _SUBSCRIPTIONS: Final[AnySelect] = select(
     subscriptions.c.filters,
     subscriptions.c.ordering,
     subscriptions.c.status,
+    subscriptions.c.protocol,
 )
 
 
@@ -343,6 +345,7 @@ def _grant(row: AnyRow) -> GrantEntry:
 def _subscription(row: AnyRow) -> SubscriptionEntry:
     # A stored filter that can't be parsed raises: skipping it would be a silent "no match".
     condition = parse(row.filters, source=row.source, types=row.types or None, domain=row.domain)
+    pulled = row.protocol == Protocol.PULL.value
     return SubscriptionEntry(
-        row.key, row.id, row.organisation_id, condition, Ordering(row.ordering), Status(row.status)
+        row.key, row.id, row.organisation_id, condition, Ordering(row.ordering), Status(row.status), pulled
     )

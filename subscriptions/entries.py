@@ -64,6 +64,13 @@ class SubscriptionEntry:
     condition: Condition
     ordering: Ordering
     status: Status
+    pulled: bool = False
+    """Its provider fetches; nothing is sent."""
+
+    @property
+    def sent(self) -> bool:
+        """Whether what matches is sent now, not only kept."""
+        return self.status is Status.ACTIVE and not self.pulled
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,13 @@ from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.problems import Forbidden, InvalidInput, NotFound
+from subscriptions import life_cycle
 from subscriptions.change_log import ChangeKind, moment_of_change, record_changes
 from subscriptions.coverage import domain_of_pattern, overlaps
 from subscriptions.database import AnyRow
 from subscriptions.life_cycle import REFUSED_BY_REGISTRY
 from subscriptions.organisations import find_organisation, owner_of
-from subscriptions.tables import Status, grants, organisations, subscriptions
+from subscriptions.tables import Protocol, Status, grants, organisations, subscriptions
 
 CancelUngranted: TypeAlias = Callable[[AsyncConnection, UUID, UUID], Awaitable[None]]
 """Cancels (reason `grant-ended`), in the given transaction, what is pending for a provider on a grant:
@@ -134,28 +135,33 @@ def _speaks_for(registry: AnyRow, source: str) -> bool:
 
 
 async def take_up_requested(connection: AsyncConnection, provider_id: UUID) -> list[UUID]:
-    """Moves a provider's subscriptions that a grant now covers to validating, also those that registries had refused.
+    """Moves on a provider's subscriptions that a grant now covers, also those that registries had refused.
+
+    They ask their sinks; those that are pulled are active.
 
     Returns which.
     """
-    waiting = select(subscriptions.c.id, subscriptions.c.types, subscriptions.c.domain, subscriptions.c.source).where(
-        subscriptions.c.organisation_id == provider_id, _WAITING
-    )
+    waiting = select(
+        subscriptions.c.id,
+        subscriptions.c.types,
+        subscriptions.c.domain,
+        subscriptions.c.source,
+        subscriptions.c.protocol,
+    ).where(subscriptions.c.organisation_id == provider_id, _WAITING)
     covered = [
-        row.id
+        row
         for row in (await connection.execute(waiting)).all()
         if await could_receive(connection, provider_id, types=row.types, domain=row.domain, source=row.source)
     ]
-    if covered:
+    for protocol in sorted({row.protocol for row in covered}):
+        of_protocol = [row.id for row in covered if row.protocol == protocol]
         await connection.execute(
             update(subscriptions)
-            .where(subscriptions.c.id == func.any(covered), _WAITING)
+            .where(subscriptions.c.id == func.any(of_protocol), _WAITING)
             .values(
-                status=Status.VALIDATING,
-                status_reason=None,
-                validate_at=func.now(),
+                **life_cycle.after_grant(Protocol(protocol)),
                 version=subscriptions.c.version + 1,
                 updated_at=func.now(),
             )
         )
-    return covered
+    return [row.id for row in covered]

@@ -17,7 +17,7 @@ from schemas.problems import Conflict, NotFound
 from subscriptions.change_log import ChangeKind, record_changes
 from subscriptions.database import AnyRow
 from subscriptions.follow_lists import name_lists
-from subscriptions.tables import Status, subscriptions
+from subscriptions.tables import Protocol, Status, subscriptions
 
 NO_GRANT: Final = "no-grant: no registry has granted anything that this subscription asks for"
 REFUSED_BY_REGISTRY: Final = "refused-by-registry"
@@ -254,6 +254,13 @@ async def end(
     await _change(connection, subscription_id, values, subscriptions.c.status != Status.ENDED)
     await name_lists(connection, subscription_id, organisation_id, ())
     await cancel(connection, key)
+
+
+def after_grant(protocol: Protocol) -> dict[str, Any]:
+    """Returns the columns of a subscription that has the grant it waited for: now its sink is asked, if it has one."""
+    if protocol is Protocol.PULL:
+        return {"status": Status.ACTIVE, "status_reason": None, "validated_at": func.now()}
+    return {"status": Status.VALIDATING, "status_reason": None, "validate_at": func.now()}
 
 
 def is_refused_by_registry(row: AnyRow) -> bool:

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from schemas.resources import SignatureScheme
 from subscriptions.secrets import KeyRing, SealError, secret_purpose
 from subscriptions.signing_keys import SigningSet, signing_now
-from subscriptions.tables import Status, subscriptions
+from subscriptions.tables import Protocol, Status, subscriptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,10 @@ class SinkConfig:
 
 
 async def load_sinks(engine: AsyncEngine, keys: KeyRing, wanted: Sequence[int]) -> list[SinkConfig]:
-    """Reads the sinks of subscriptions, by their internal keys; those that don't exist are missing."""
-    statement = select(subscriptions).where(subscriptions.c.key == func.any(list(wanted)))
+    """Reads the sinks of subscriptions, by their internal keys; those that don't exist or have none are missing."""
+    statement = select(subscriptions).where(
+        subscriptions.c.key == func.any(list(wanted)), subscriptions.c.protocol != Protocol.PULL.value
+    )
     now = datetime.now(UTC)
     sinks = []
     async with engine.connect() as connection:

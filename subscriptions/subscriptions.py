@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.problems import Conflict, InvalidInput, NotFound, PreconditionFailed
 from schemas.resources import SubscriptionBody
-from subscriptions import follow_lists, life_cycle
+from subscriptions import follow_lists, life_cycle, protocols
 from subscriptions.change_log import ChangeKind, record_changes
 from subscriptions.database import AnyRow
 from subscriptions.filter_rules import FilterRules
@@ -19,7 +19,7 @@ from subscriptions.grants import could_receive
 from subscriptions.requests import forget_refusals
 from subscriptions.secrets import KeyRing, credential_purpose, secret_purpose, signing_secret
 from subscriptions.sink_urls import SinkRules
-from subscriptions.tables import Status, subscriptions
+from subscriptions.tables import Protocol, Status, subscriptions
 from subscriptions.validation import invalid_params
 
 _CREDENTIAL: Final = "sinkCredential"
@@ -33,26 +33,27 @@ async def create(
     keys: KeyRing,
     sinks: SinkRules,
     filters: FilterRules,
-) -> tuple[AnyRow, str]:
-    """Makes a subscription and returns it with its signing secret, which is shown now and never again.
+) -> tuple[AnyRow, str | None]:
+    """Makes a subscription and returns it with its signing secret, if any, which is shown now and never again.
 
-    It waits for a grant (`requested`) or for its sink's consent (`validating`).
+    It waits for a grant (`requested`) or for its sink's consent (`validating`); one that is pulled needs no consent.
 
     Raises:
         InvalidInput: a filter or the sink isn't acceptable.
     """
-    sinks.validate(body.sink)
+    protocols.validate(body, sinks)
     asked = await filters.validate(connection, body, organisation_id=organisation_id)
-    identity, secret = uuid4(), signing_secret()
+    identity = uuid4()
+    secret = None if body.protocol is Protocol.PULL else signing_secret()
     values = _columns(body) | {
         "evaluated": asked.evaluated,
         "id": identity,
         "organisation_id": organisation_id,
-        "secret": keys.seal(secret.encode(), secret_purpose(identity)),
+        "secret": None if secret is None else keys.seal(secret.encode(), secret_purpose(identity)),
         "sink_credential": _sealed(body, identity, keys),
     }
     if await _could_receive(connection, organisation_id, body):
-        values |= {"status": Status.VALIDATING, "validate_at": func.now()}
+        values |= life_cycle.after_grant(body.protocol)
     else:
         values |= {"status": Status.REQUESTED, "status_reason": life_cycle.NO_GRANT}
     row: AnyRow = (await connection.execute(insert(subscriptions).values(values).returning(subscriptions))).one()
@@ -96,9 +97,10 @@ async def replace(
     """Replaces what a provider says of a subscription; its status follows where it must.
 
     Raises:
-        InvalidInput: a filter or the sink isn't acceptable; nothing was changed.
+        InvalidInput: a filter, the sink or another protocol isn't acceptable; nothing was changed.
     """
-    sinks.validate(body.sink)
+    protocols.stays(row, body)
+    protocols.validate(body, sinks)
     asked = await filters.validate(connection, body, organisation_id=row.organisation_id, subscription_id=row.id)
     values = _columns(body) | {"evaluated": asked.evaluated}
     if "sink_credential" in body.model_fields_set or body.sink != row.sink:
@@ -112,7 +114,7 @@ async def replace(
     if values.get("status", row.status) == Status.REQUESTED and await _could_receive(
         connection, row.organisation_id, body
     ):
-        values |= {"status": Status.VALIDATING, "status_reason": None, "validate_at": func.now()}
+        values |= life_cycle.after_grant(body.protocol)
     changed: AnyRow | None = (
         await connection.execute(
             update(subscriptions)
@@ -163,7 +165,13 @@ def content(row: AnyRow) -> SubscriptionBody:
 
 
 async def rotate_secret(connection: AsyncConnection, row: AnyRow, overlap: timedelta, *, keys: KeyRing) -> AnyRow:
-    """Gives a subscription a new signing secret; the old one signs beside it for the time of the overlap."""
+    """Gives a subscription a new signing secret; the old one signs beside it for the time of the overlap.
+
+    Raises:
+        Conflict: it has none, because nothing is sent.
+    """
+    if row.secret is None:
+        raise Conflict("This subscription is pulled: nothing is signed, so it has no secret.")
     secret = signing_secret()
     changed: AnyRow = (
         await connection.execute(

@@ -38,6 +38,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from schemas.resources import DataValidation as DataValidation
 from schemas.resources import InformationLevel as InformationLevel
 from schemas.resources import Ordering as Ordering
+from schemas.resources import Protocol as Protocol
 from schemas.resources import Status as Status
 from subscriptions.database import metadata
 
@@ -213,7 +214,7 @@ subscriptions = Table(
     Column("organisation_id", Uuid, ForeignKey("organisations.id"), nullable=False),
     Column("protocol", Text, nullable=False, server_default="HTTP"),
     Column("protocol_settings", JSONB, nullable=False, server_default=text("'{}'")),
-    Column("sink", Text, nullable=False),
+    Column("sink", Text, comment="Empty: notifications are pulled"),
     Column("source", Text),
     Column("domain", Text),
     _texts("types"),
@@ -224,7 +225,7 @@ subscriptions = Table(
     Column("retry", JSONB(none_as_null=True), comment="Seconds before each next attempt; empty: the default schedule"),
     Column("status", Text, nullable=False, comment="See the states above the tables"),
     Column("status_reason", Text, comment="A code, and after a colon what more there is to say"),
-    Column("secret", LargeBinary, nullable=False, comment="Signing secret, encrypted"),
+    Column("secret", LargeBinary, comment="Signing secret, encrypted; empty: nothing is signed"),
     Column("sink_credential", LargeBinary, comment="What the sink asks to see, encrypted; write-only"),
     Column("previous_secret", LargeBinary, comment="The one before, encrypted; signs too until it expires"),
     _moment("previous_secret_expires_at"),
@@ -233,7 +234,7 @@ subscriptions = Table(
     _moment("heartbeat_at", comment="When the next heartbeat is due; empty: that must be decided"),
     _moment("failing_since", comment="Since when the sink has accepted nothing that was sent; empty: it has"),
     _moment("validate_at", comment="When the handshake with the sink is due; empty: none is"),
-    _moment("validated_at", comment="When this sink consented; empty: it has not"),
+    _moment("validated_at", comment="When this sink consented, or none was needed; empty: it has not"),
     _moment("refused_since", comment="Since when its handshakes fail; empty: the last one did not"),
     Column(
         "consented_by_callback",
@@ -258,6 +259,8 @@ subscriptions = Table(
     CheckConstraint("(status = 'ended') = (ended_at IS NOT NULL)", name="ended"),
     CheckConstraint("status <> 'active' OR validated_at IS NOT NULL", name="active_consented"),
     CheckConstraint("(previous_secret IS NULL) = (previous_secret_expires_at IS NULL)", name="previous_secret"),
+    CheckConstraint("protocol <> 'HTTP' OR (sink IS NOT NULL AND secret IS NOT NULL)", name="http_has_a_sink"),
+    CheckConstraint("protocol <> 'PULL' OR (sink IS NULL AND secret IS NULL)", name="pull_has_none"),
     CheckConstraint("allowed_rate > 0", name="allowed_rate"),
     CheckConstraint("evaluated >= 0", name="evaluated"),
     CheckConstraint("heartbeat_seconds > 0", name="heartbeat_seconds"),

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.problems import Conflict, NotFound, TooManyRequests
 from subscriptions.database import AnyRow
-from subscriptions.tables import MATCHED, subscriptions, test_notifications
+from subscriptions.tables import MATCHED, Protocol, subscriptions, test_notifications
 
 MOST_A_MINUTE: Final = 6
 """For each subscription: a sink is to be tried, not to be tested under load."""
@@ -29,18 +29,20 @@ async def ask(connection: AsyncConnection, subscription_id: UUID, *, organisatio
 
     Raises:
         NotFound: the organisation has no such subscription.
-        Conflict: its sink has not consented, so nothing may be posted to it.
+        Conflict: its sink has not consented, so nothing may be posted to it, or it has none.
         TooManyRequests: there were enough of them in the last minute.
     """
     row = (
         await connection.execute(
-            select(subscriptions.c.status, subscriptions.c.validated_at)
+            select(subscriptions.c.status, subscriptions.c.validated_at, subscriptions.c.protocol)
             .where(subscriptions.c.id == subscription_id, subscriptions.c.organisation_id == organisation_id)
             .with_for_update()  # one at a time, so that they can be counted
         )
     ).one_or_none()
     if row is None or row.status == "ended":
         raise NotFound
+    if row.protocol == Protocol.PULL:
+        raise Conflict("This subscription is pulled: there is no sink to try.")
     if row.status not in MATCHED or row.validated_at is None:
         raise Conflict("The sink has not consented yet, so nothing can be posted to it.")
     table = test_notifications.c

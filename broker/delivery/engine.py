@@ -130,7 +130,7 @@ class Engine:
         self._runners = Runners(settings, office, recorder)
         self._turns: Turns[Runner] = Turns(settings.at_once)
         self.feeder = Feeder(
-            pool, settings, ownership, self._runners, self._look, self._serve, bodies.read_ahead, clock
+            pool, settings, ownership, self._runners, self._look, self._serve, bodies.read_ahead, office, clock
         )
         self._attempts: set[Attempt] = set()
         self._all_ended = asyncio.Event()

@@ -13,7 +13,7 @@ import asyncpg
 from sqlalchemy.exc import SQLAlchemyError
 
 from broker.delivery.lanes import LANE_WINDOW, Delivery
-from broker.delivery.runners import Runner, Runners
+from broker.delivery.runners import Office, Runner, Runners
 from broker.delivery.settings import DeliverySettings
 from broker.storage import records
 from broker.storage.tables import accepted_at
@@ -55,6 +55,7 @@ class Feeder:
         look: Callable[[Runner], None],
         serve: Callable[[], None],
         read_ahead: Callable[[Iterable[int]], None],
+        office: Office,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._pool = pool
@@ -64,14 +65,15 @@ class Feeder:
         self._look = look
         self._serve = serve
         self._read_ahead = read_ahead
+        self._office = office
         self._clock = clock
         self._hungry: dict[int, None] = {}
         self._asked = asyncio.Event()
 
     def wake(self, subscriptions: Iterable[int]) -> None:
-        """There may be something new for these; those of other processes are ignored."""
+        """There may be something new for these; those of other processes, and that are pulled, are ignored."""
         for key in subscriptions:
-            if self._ownership.holds(self._runners.shard_of(key)):
+            if self._ownership.holds(self._runners.shard_of(key)) and not self._office.pulled(key):
                 runner = self._runners.get(key)
                 if runner is not None:
                     runner.queue.more = True
@@ -112,14 +114,15 @@ class Feeder:
             await asyncio.sleep(self._settings.sweep_seconds)
 
     async def sweep_once(self) -> None:
-        """Wake every subscription of ours that has something pending; forget runners that have nothing."""
+        """Wake every subscription of ours that has something to send; forget runners that have nothing."""
         after, oldest, found = 0, None, list[int]()
         while True:
             async with self._pool.acquire() as connection:
                 heads = await records.pending_heads(connection, after, _HEADS_AT_ONCE)
             for key, event_key in heads:
-                if self._ownership.holds(self._runners.shard_of(key)):
-                    found.append(key)
+                if self._ownership.holds(self._runners.shard_of(key)) and not self._office.pulled(key):
+                    if self._office.sends(key):
+                        found.append(key)
                     oldest = event_key if oldest is None else min(oldest, event_key)
             if len(heads) < _HEADS_AT_ONCE:
                 break

@@ -95,6 +95,16 @@ class DirectoryOffice:
         async with asyncio.timeout(_LOAD_SECONDS):  # all sinks wait for this one reading
             return await load_sinks(self._engine, self._keys, keys)
 
+    def sends(self, key: int) -> bool:
+        """Whether a subscription is active and has a sink."""
+        entry = self._directory.subscriptions.get(key)
+        return entry is not None and entry.sent
+
+    def pulled(self, key: int) -> bool:
+        """Whether a subscription is pulled."""
+        entry = self._directory.subscriptions.get(key)
+        return entry is not None and entry.pulled
+
     def granted(self, organisation_id: UUID, event_type: str, now: datetime) -> UUID | None:
         """The grant on which an organisation may receive a type now."""
         return self._directory.granted(organisation_id, event_type, now)

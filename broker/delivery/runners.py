@@ -34,6 +34,12 @@ class Office(Protocol):
     async def load_sinks(self, keys: list[int]) -> list[SinkConfig]:
         """The sinks of these subscriptions."""
 
+    def sends(self, key: int) -> bool:
+        """Whether something may be sent to this subscription at all now, as far as this process knows."""
+
+    def pulled(self, key: int) -> bool:
+        """Whether its provider fetches what is pending."""
+
     def granted(self, organisation_id: UUID, event_type: str, now: datetime) -> UUID | None:
         """The grant on which this may be sent now, if any."""
 

@@ -34,9 +34,10 @@ Delay = Annotated[
 
 
 class Protocol(StrEnum):
-    """How notifications are delivered."""
+    """How notifications are delivered: posted to a sink, or fetched by the provider."""
 
     HTTP = "HTTP"
+    PULL = "PULL"
 
 
 class Status(StrEnum):
@@ -157,12 +158,18 @@ class SubscriptionBody(Resource):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
-    sink: Annotated[str, Field(min_length=1, max_length=2048)] = Field(
-        description="Absolute http(s) URL that notifications are posted to; no user, password or fragment.",
+    sink: Annotated[str, Field(min_length=1, max_length=2048)] | None = Field(
+        default=None,
+        description="Absolute http(s) URL that notifications are posted to; no user, password or fragment. Required "
+        "for HTTP; a subscription that is pulled has none.",
         examples=[_SINK],
         json_schema_extra={"format": "uri"},
     )
-    protocol: Protocol = Field(description="How notifications are delivered: HTTP.", examples=["HTTP"])
+    protocol: Protocol = Field(
+        description="How notifications are delivered: `HTTP` posts them to the sink; with `PULL` you fetch them, and "
+        "there is no sink, handshake, signing secret or retry. It can't be changed later.",
+        examples=["HTTP"],
+    )
     protocol_settings: HttpSettings | None = Field(
         default=None,
         validation_alias=_either("protocolSettings"),
@@ -299,7 +306,11 @@ class Subscription(Answer):
     url: str = Field(description="URL of this resource.", json_schema_extra={"format": "uri"})
     id: UUID = Field(description="Identifier of the subscription.")
     organisation: str = Field(description="OIN of the provider.", examples=["00000001823288444000"])
-    sink: str = Field(description="Where notifications are posted.", json_schema_extra={"format": "uri"})
+    sink: str | None = Field(
+        default=None,
+        description="Where notifications are posted; absent: they are pulled.",
+        json_schema_extra={"format": "uri"},
+    )
     protocol: Protocol = Field(description="How notifications are delivered.")
     protocol_settings: HttpSettings | None = Field(default=None, description="How the HTTP request is made.")
     source: str | None = Field(default=None, description="Only events of this source.", examples=[_EXAMPLE["source"]])
@@ -339,8 +350,10 @@ class Subscription(Answer):
 class SubscriptionCreated(Subscription):
     """A new subscription, with the one showing of its secret."""
 
-    secret: str = Field(
-        description="Standard Webhooks secret that notifications are signed with. Shown now, and never again.",
+    secret: str | None = Field(
+        default=None,
+        description="Standard Webhooks secret that notifications are signed with. Shown now, and never again. Absent "
+        "where notifications are pulled: nothing is signed then.",
         examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],
     )
 

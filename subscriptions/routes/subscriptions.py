@@ -63,7 +63,7 @@ async def create_subscription(
     """Makes a subscription. The answer, and no other, holds its secret.
 
     It becomes active once a registry has granted something that it asks for, and the sink has consented in the
-    CloudEvents webhook handshake.
+    CloudEvents webhook handshake. One with `protocol: PULL` has no sink, so it needs no consent and has no secret.
     """
     own = caller.own
     async with context.changing(caller.acting_as("provider")) as connection, once.within(connection):
@@ -71,7 +71,7 @@ async def create_subscription(
             connection, body, organisation_id=own.id, keys=context.keys, sinks=context.sinks, filters=context.filters
         )
         members = _members(request, row, own.oin, Health.of_nothing(), caller)
-        created = SubscriptionCreated(**members, secret=secret)
+        created = SubscriptionCreated(**members, **({} if secret is None else {"secret": secret}))
         response.headers["Location"] = created.url
         response.headers["ETag"] = etag(row.version)
         await once.keep(connection, created, response)
@@ -259,7 +259,7 @@ async def _to_change(connection: AsyncConnection, id: UUID, organisation_id: UUI
 
 
 def _check_secret(row: AnyRow, given: str | None, keys: KeyRing) -> None:
-    if given is not None and given != service.secret_of(row, keys):
+    if given is not None and (row.secret is None or given != service.secret_of(row, keys)):
         raise InvalidInput.field("/secret", "read-only", "can't be set: POST to its secret to have a new one")
 
 

@@ -118,3 +118,36 @@ async def test_cursors_and_places_that_are_none_are_refused(installation: Instal
 def _parsed(raw: bytes) -> dict[str, Any]:
     parsed: dict[str, Any] = json.loads(raw)
     return parsed
+
+
+async def test_a_subscription_that_is_pulled_has_everything_until_it_is_acknowledged(
+    installation: Installation,
+) -> None:
+    kind = "nl.brp.gehaald"
+    status, made, _ = await installation.call(
+        "POST", "/subscriptions", "gemeente", {"protocol": "PULL", "types": [kind], "subscriberReference": "balie"}
+    )
+    assert (status, made["status"], made.get("sink"), made.get("secret")) == (201, "active", None, None)
+    waiting = asyncio.create_task(_pull(installation, made["id"], "?wait=30"))
+    sent = [event(installation.source("brp"), kind, f"s-{number % 2}") for number in range(7)]
+    await installation.publish("brp", sent)
+    assert (await waiting)["events"][0]["subscriptionsequence"] == "1"
+    await installation.wait_for_health("gemeente", made["id"], lastSequence=7, pending=7, deliveredThrough=0)
+
+    events = await _all(installation, made["id"], limit=3)
+    assert [each["subscriptionsequence"] for each in events] == [str(number) for number in range(1, 8)]
+    assert {each["id"] for each in events} == {_parsed(each)["id"] for each in sent}
+    assert {each["subscriberreference"] for each in events} == {"balie"}
+
+    part = await _pull(installation, made["id"], "?limit=3")
+    await installation.call("PUT", f"/subscriptions/{made['id']}/cursor", "gemeente", {"cursor": part["cursor"]})
+    await installation.wait_for_health("gemeente", made["id"], pending=4, deliveredThrough=3)
+    rest = await _pull(installation, made["id"])
+    assert (rest["completeThrough"], rest["through"]) == (3, 7)
+    await installation.call("PUT", f"/subscriptions/{made['id']}/cursor", "gemeente", {"cursor": rest["cursor"]})
+    health = await installation.wait_for_health("gemeente", made["id"], pending=0, deliveredThrough=7)
+    assert (health["deadLetters"], health["lastOutcome"]) == (0, "delivered")
+    _, account, _ = await installation.call(
+        "GET", f"/subscriptions/{made['id']}/reconciliation?from=1&to=7", "gemeente"
+    )
+    assert account["completeThrough"] == 7
