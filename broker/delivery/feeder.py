@@ -153,7 +153,7 @@ class Feeder:
         if not wanting:
             return
         limit = self._settings.window
-        cursors = [(runner.key, runner.queue.cursor) for runner in wanting]
+        cursors = [(runner.key, runner.queue.cursor, runner.queue.cursor_key) for runner in wanting]
         for runner in wanting:
             runner.queue.more = False  # a wake-up during the query asks again
         try:

@@ -55,6 +55,8 @@ class RunQueue:
 
     def __init__(self) -> None:
         self.cursor = 0
+        self.cursor_key = 0
+        """The event key at the cursor."""
         self.more = True
         """The database may hold pending rows beyond the cursor."""
         self.behind = False
@@ -85,7 +87,7 @@ class RunQueue:
         for row in rows:
             if row.sequence <= self.cursor:
                 continue
-            self.cursor = row.sequence
+            self.cursor, self.cursor_key = row.sequence, row.event_key
             if row.lane is None:
                 self._place(row, now)
                 continue
