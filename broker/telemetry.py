@@ -18,6 +18,7 @@ RECEIVED = Counter("bode_events_received", "Messages taken from an ingest queue 
 ACCEPTED = Counter("bode_events_accepted", "Events committed with all their deliveries.")
 DUPLICATES = Counter("bode_events_duplicate", "Events whose source and id were accepted before.")
 REJECTED = Counter("bode_events_rejected", "Messages committed as a rejection, by reason.", ["reason"])
+NOTICES = Counter("bode_notices", "Notices of Bode's own that were accepted, by type.", ["type"])
 WARNINGS = Counter("bode_events_warned", "SHOULDs of the NL GOV profile that accepted events did not meet.", ["rule"])
 DATA_FINDINGS = Counter(
     "bode_events_data_reported", "Accepted events whose data did not meet the schema of their type."

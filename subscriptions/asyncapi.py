@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from schemas.data_schemas import rebased
+from schemas.notices import MEANINGS, NoticeType, data_schema
 from subscriptions.database import AnyRow
 
 VERSION: Final = "3.0.0"
@@ -47,6 +48,10 @@ def document(rows: Iterable[AnyRow], *, api_url: str, api_version: str) -> dict[
             "messages": [{"$ref": _reference("channels", row.type, "messages", row.type)}],
         }
         channels["notifications"]["messages"][row.type] = {"$ref": _reference("components", "messages", row.type)}
+    for kind in NoticeType:
+        messages[kind.value] = _notice(kind)
+        reference = _reference("components", "messages", kind.value)
+        channels["notifications"]["messages"][kind.value] = {"$ref": reference}
     operations["notify"] = {
         "action": "send",
         "title": "Notify a sink",
@@ -70,8 +75,21 @@ def document(rows: Iterable[AnyRow], *, api_url: str, api_version: str) -> dict[
     }
 
 
-def _message(row: AnyRow) -> dict[str, Any]:
-    envelope: dict[str, Any] = {
+def _notice(kind: NoticeType) -> dict[str, Any]:
+    """A notice of Bode's own, which providers subscribe to like to any other type."""
+    envelope = _envelope(kind.value, "When it was last so.")
+    envelope["properties"]["data"] = data_schema(kind)
+    return {
+        "name": kind.value,
+        "title": kind.value,
+        "summary": MEANINGS[kind],
+        "contentType": _CONTENT_TYPE,
+        "payload": {"schemaFormat": _SCHEMA_FORMAT, "schema": envelope},
+    }
+
+
+def _envelope(event_type: str, time_meaning: str | None) -> dict[str, Any]:
+    return {
         "type": "object",
         "description": "A CloudEvent in structured mode.",
         "required": ["specversion", "id", "source", "type"],
@@ -79,11 +97,15 @@ def _message(row: AnyRow) -> dict[str, Any]:
             "specversion": {"const": "1.0"},
             "id": {"type": "string"},
             "source": {"type": "string", "format": "uri-reference"},
-            "type": {"const": row.type},
+            "type": {"const": event_type},
             "subject": {"type": "string"},
-            "time": {"type": "string", "format": "date-time", "description": row.time_meaning or "RFC 3339."},
+            "time": {"type": "string", "format": "date-time", "description": time_meaning or "RFC 3339."},
         },
     }
+
+
+def _message(row: AnyRow) -> dict[str, Any]:
+    envelope = _envelope(row.type, row.time_meaning)
     if row.data_schema is not None:
         place = _reference("components", "messages", row.type, "payload", "schema", "properties", "data")
         envelope["properties"]["data"] = rebased(row.data_schema, place)

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from schemas.data_schemas import DataSchema
 from schemas.filters import parse
+from schemas.notices import is_own
 from subscriptions.change_log import ChangeKind, read_changes, read_head
 from subscriptions.coverage import domains_of, patterns_covering
 from subscriptions.database import AnyRow, AnySelect
@@ -34,6 +35,7 @@ from subscriptions.entries import (
     SubscriptionChanged,
     SubscriptionEntry,
 )
+from subscriptions.notices import NO_GRANT_NEEDED
 from subscriptions.tables import (
     MATCHED,
     DataValidation,
@@ -111,11 +113,14 @@ class Directory:
     def granted(self, provider_id: UUID, event_type: str, now: datetime) -> UUID | None:
         """Returns the oldest grant by which a provider may receive a type at this moment, or None.
 
-        A grant counts only while its registry owns the type.
+        A grant counts only while its registry owns the type. Bode's own types need none: who gets a notice was decided
+        when it was accepted.
         """
         memo = (provider_id, event_type)
         candidates = self._granting.get(memo)
         if candidates is None:
+            if is_own(event_type):
+                return NO_GRANT_NEEDED
             if len(self._granting) >= _MEMO_LIMIT:  # types come from outside: never let them fill the memory
                 self._granting.clear()
             candidates = self._granting[memo] = self._covering(provider_id, event_type)

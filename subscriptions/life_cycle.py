@@ -17,6 +17,7 @@ from schemas.problems import Conflict, NotFound
 from subscriptions.change_log import ChangeKind, record_changes
 from subscriptions.database import AnyRow
 from subscriptions.follow_lists import name_lists
+from subscriptions.notices import say_disabled
 from subscriptions.tables import Protocol, Status, subscriptions
 
 NO_GRANT: Final = "no-grant: no registry has granted anything that this subscription asks for"
@@ -153,7 +154,12 @@ async def handshake_failed(
             "validated_at": None,
             "refused_since": None,
         }
-    return await _change(connection, subscription_id, values, *_asked(subscription_id, sink, claimed_until))
+    former = select(subscriptions.c.status).where(subscriptions.c.id == subscription_id)
+    was_active = (await connection.execute(former)).scalar_one_or_none() == Status.ACTIVE
+    applied = await _change(connection, subscription_id, values, *_asked(subscription_id, sink, claimed_until))
+    if applied and was_active and retry_at is None:
+        await say_disabled(connection, subscription_id, CONSENT_WITHDRAWN)
+    return applied
 
 
 async def ask_later(
@@ -183,12 +189,15 @@ async def disable(connection: AsyncConnection, subscription_id: UUID, reason: st
 
     Returns whether it applied: not when it was disabled already, or never active.
     """
-    return await _change(
+    disabled = await _change(
         connection,
         subscription_id,
         {"status": Status.DISABLED, "status_reason": reason, "validate_at": None},
         subscriptions.c.status.in_((Status.ACTIVE, Status.PAUSED)),
     )
+    if disabled:
+        await say_disabled(connection, subscription_id, reason)
+    return disabled
 
 
 async def pause(connection: AsyncConnection, subscription_id: UUID) -> None:

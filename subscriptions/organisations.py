@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.identifiers import is_oin
+from schemas.notices import DOMAIN, is_own
 from schemas.problems import Conflict, InvalidInput, NotFound
 from subscriptions.change_log import ChangeKind, moment_of_change, record_changes
 from subscriptions.coverage import domains_of
@@ -154,8 +155,10 @@ async def check_domain(
     """Tells whether an organisation may register a domain, as things are now.
 
     Raises:
-        Conflict: the name is taken, or lies inside or around another's domain.
+        Conflict: the name is taken, or lies inside or around another's domain, or is Bode's own.
     """
+    if is_own(name):
+        raise Conflict(f"Domains within {DOMAIN} are Bode's own.")
     around = select(domains.c.name, domains.c.organisation_id).where(
         or_(domains.c.name.in_(domains_of(name)), domains.c.name.startswith(name + ".", autoescape=True))
     )

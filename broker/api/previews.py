@@ -29,6 +29,7 @@ from broker.storage.tables import accepted_at, key_at
 from schemas.cloudevents import Event
 from schemas.filters import Condition, canonical
 from schemas.filters.reading import decided_by_type
+from schemas.notices import is_own
 from schemas.problems import InvalidInput, TooManyRequests
 from schemas.resources.evidence import Condition as Told
 from schemas.resources.evidence import Explanation
@@ -174,7 +175,7 @@ class _Trial:
         """
         for row in await evidence.find_events(self._connection, wanted.id, wanted.source):
             sent = await evidence.read_deliveries(self._connection, row.key, self._provider_id)
-            if self._granted(row.type, self._now) and (sent or self._granted(row.type, accepted_at(row.key))):
+            if self._may_see(row, sent=bool(sent)):
                 (event,) = await self._open([(row.key, row.body)])
                 explained = self._index.explain(0, event)
                 return Explanation(
@@ -197,7 +198,7 @@ class _Trial:
         waiting: list[Row[Any]] = []
         size = 0
         for row in rows[: bounds.rows]:
-            if not (self._granted(row.type, self._now) and self._granted(row.type, accepted_at(row.key))):
+            if not self._may_see(row):
                 continue
             decided = decided_by_type(self._condition, row.type)
             if decided is not None:
@@ -240,6 +241,13 @@ class _Trial:
             value = digests[digest]
             lists[value] = (*lists.get(value, ()), str(list_id))
         return lists
+
+    def _may_see(self, row: Row[Any], *, sent: bool = False) -> bool:
+        """Whether an event may be seen now, and might be when it was accepted (or was `sent` then)."""
+        if is_own(row.type):
+            mine: bool = row.organisation_id == self._provider_id
+            return mine
+        return self._granted(row.type, self._now) and (sent or self._granted(row.type, accepted_at(row.key)))
 
     def _granted(self, event_type: str, at: datetime) -> bool:
         return self._directory.granted(self._provider_id, event_type, at) is not None

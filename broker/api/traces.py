@@ -31,6 +31,7 @@ from broker.storage.sealing import excerpt_purpose, open_body
 from broker.storage.tables import accepted_at
 from schemas.cloudevents import Event
 from schemas.filters import canonical, parse
+from schemas.notices import is_own
 from schemas.problems import NotFound
 from schemas.resources.evidence import (
     Condition,
@@ -137,6 +138,9 @@ async def _trace(
 ) -> TracedEvent | None:
     """An event as this caller may see it; None: it may not."""
     row = accepted.row
+    of_bode = is_own(row.type)
+    if of_bode and not caller.is_operator and caller.own.id != row.organisation_id:
+        return None  # a notice is for one organisation, whatever others' filters say
     sees_all = caller.is_operator or (_is_registry(caller) and caller.own.id == row.organisation_id)
     parts: dict[str, Any] = {}
     if caller.is_operator:
@@ -159,7 +163,7 @@ async def _trace(
     return TracedEvent(
         source=row.source,
         type=row.type,
-        registry=row.oin,
+        registry=None if of_bode else row.oin,
         accepted_at=accepted.at,
         matched=sum(one.subscriptions for one in counted),
         counts=_sum(counted),

@@ -57,6 +57,8 @@ class Message:
     headers: Mapping[str, Any] = field(default_factory=dict)
     unheaded: bool = False
     """It has a subject and came without the header that RabbitMQ partitions by."""
+    recipient: UUID | None = None
+    """Of a notice of Bode's own: the organisation that it is for. Nobody else ever gets it."""
 
     @property
     def identity(self) -> bytes:
@@ -203,6 +205,8 @@ class Acceptor:
         if isinstance(event, Unstorable):
             return Rejected("not-storable", "the event holds what the database can't keep", None)
         directory = self._view.directory
+        if message.recipient is not None:
+            return self._candidate(event, message.recipient, message, now)
         if message.publisher is None:
             return Rejected("publisher-unknown", "the message carries no user_id that RabbitMQ has verified", None)
         organisation = directory.organisation_of_user(message.publisher)
@@ -221,15 +225,24 @@ class Acceptor:
         judged = judge_data(directory, event)
         if isinstance(judged, Rejected):
             return judged
+        candidate = self._candidate(event, organisation.id, message, now)
+        candidate.finding = judged
+        return candidate
+
+    def _candidate(self, event: Event, organisation_id: UUID, message: Message, now: datetime) -> _Candidate:
+        """The event with whom it is for. A notice reaches subscriptions of its recipient alone."""
+        directory = self._view.directory
         lane = None if event.subject is None else self._fingerprints.lane(event.source, event.subject)
         matches = []
         for key in self._view.index.match(event):
             entry = directory.subscriptions[key]
+            if message.recipient is not None and entry.organisation_id != message.recipient:
+                continue
             grant = directory.granted(entry.organisation_id, event.type, now)
             if grant is not None:
                 matches.append((key, _lane_for(entry.ordering, lane), grant))
         digest = self._fingerprints.event(event.source, event.id)
-        return _Candidate(event, organisation.id, digest, lane, message.unheaded, matches, judged)
+        return _Candidate(event, organisation_id, digest, lane, message.unheaded, matches)
 
     async def _verify(self, connection: asyncpg.Connection, accepted: dict[int, _Candidate]) -> None:
         subscriptions = self._view.directory.subscriptions

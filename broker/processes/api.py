@@ -13,6 +13,7 @@ from broker.delivery.client import Target
 from broker.delivery.fence import Fence, FenceError
 from broker.ingest.accept import Acceptor
 from broker.ingest.following import Following
+from broker.ingest.notices import Notifier
 from broker.ingest.publishing import AmqpPublisher, DirectPublisher, Publisher
 from broker.ingest.routing import Router
 from broker.ingest.view import View
@@ -57,6 +58,7 @@ async def run(settings: Settings) -> None:
             view = View(resources.engine, following)
             acceptor = Acceptor(resources.pool, view, resources.keys, resources.fingerprints)
             workers["data-findings"] = acceptor.findings.run
+            workers["notices"] = Notifier(resources.pool, acceptor, waker.queue).run
             publisher = DirectPublisher(acceptor, waker.queue, settings.ingest.batch_max)
         await reached(view.load)
         arrivals = Arrivals()

@@ -9,6 +9,7 @@ from broker.ingest import amqp
 from broker.ingest.accept import Acceptor
 from broker.ingest.consumer import BROKER_TROUBLE, DATABASE_TROUBLE, QueueConsumer
 from broker.ingest.following import Following
+from broker.ingest.notices import Notifier
 from broker.ingest.routing import Router
 from broker.ingest.turns import Turns
 from broker.ingest.view import View
@@ -154,6 +155,7 @@ async def run(settings: Settings) -> None:
                 "waker": waker.run,
                 "follow-lists": following.run,
                 "data-findings": acceptor.findings.run,
+                "notices": Notifier(resources.pool, acceptor, waker.queue).run,
                 "site": site.run,
                 "queues": lambda: _count_queues(settings, consumers),
                 "routes": router.run,

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import asyncpg
 
+from broker.storage import notices
 from broker.storage.tables import KEY_SHIFT, accepted_at
 from subscriptions.change_log import READ_HEAD_SQL, TAKE_SHARED_SQL
 
@@ -152,7 +153,7 @@ async def take_numbers(connection: asyncpg.Connection, amounts: dict[int, int]) 
 
 
 async def reject(connection: asyncpg.Connection, rejections: Sequence[Rejection]) -> None:
-    """Write rejections; each message once, with how often it came."""
+    """Write rejections, each message once, with how often it came; and what their registries are told of it."""
     times = Counter(rejection.digest for rejection in rejections)
     unique = {rejection.digest: rejection for rejection in rejections}.values()
     columns = zip(
@@ -166,6 +167,7 @@ async def reject(connection: asyncpg.Connection, rejections: Sequence[Rejection]
         strict=True,
     )  # fmt: skip
     await connection.execute(_REJECT, *map(list, columns))
+    await notices.say_rejected(connection, ((each.organisation_id, each.code) for each in rejections))
 
 
 async def wake(connection: asyncpg.Connection, payloads: Sequence[str]) -> None:

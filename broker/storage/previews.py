@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 _LATEST: Final = text(
     """
-    SELECT key, type, bytes FROM events
+    SELECT key, organisation_id, type, bytes FROM events
     WHERE key >= :low AND key < :high ORDER BY key DESC LIMIT :most
     """
 )

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 
 import asyncpg
 
-from broker.storage.tables import KEY_SHIFT
+from broker.storage.notices import DEAD_LETTERED
+from broker.storage.tables import DEAD, KEY_SHIFT
 
 _KEYS_APART = 3_600_000 << KEY_SHIFT
 """An hour. A transaction that accepts takes seconds at most."""
@@ -77,7 +78,7 @@ WITH outcome AS (
                             AND leases.epoch = outcome.epoch
     WHERE delivery.subscription = outcome.subscription AND delivery.sequence = outcome.sequence
       AND delivery.event_key = outcome.event_key AND delivery.ended_at IS NULL
-    RETURNING delivery.subscription, delivery.state
+    RETURNING delivery.subscription, delivery.sequence, delivery.event_key, delivery.state, delivery.reason
 ), totals AS (
     INSERT INTO delivery_totals AS total (subscription, delivered, dead, cancelled)
     SELECT subscription, count(*) FILTER (WHERE state = 'delivered'), count(*) FILTER (WHERE state = 'dead'),
@@ -92,6 +93,9 @@ SELECT count(*) FROM recorded
 
 What is pending has not ended (a constraint). It is asked like this because statistics say that next to nothing is
 pending: asked by state, PostgreSQL would hold every outcome against every entry of the index of what is pending."""
+
+_RECORD_DEAD = _RECORD.replace(")\nSELECT count(*)", f"), told AS ({DEAD_LETTERED})\nSELECT count(*)")
+"""The same where there are dead letters: their providers are told."""
 
 _RECORD_DELIVERED = """
 WITH outcome AS (
@@ -242,7 +246,8 @@ async def record(
         strict=True,
     )  # fmt: skip
     async with connection.transaction():
-        counted: int = await connection.fetchval(_RECORD, *(map(list, columns) if outcomes else [[]] * 10), shards)
+        statement = _RECORD_DEAD if any(o.state == DEAD for o in outcomes) else _RECORD
+        counted: int = await connection.fetchval(statement, *(map(list, columns) if outcomes else [[]] * 10), shards)
         if delivered:
             counted += await _record_delivered(connection, delivered, epochs or {}, shards)
         if attempts:

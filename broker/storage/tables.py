@@ -78,7 +78,9 @@ events = Table(
     "events",
     metadata,
     Column("key", BigInteger, nullable=False),
-    Column("organisation_id", Uuid, nullable=False, comment="the registry that published it"),
+    Column(
+        "organisation_id", Uuid, nullable=False, comment="the registry that published it; of a notice: its recipient"
+    ),
     Column("source", Text, nullable=False),
     Column("id", Text, nullable=False),
     Column("type", Text, nullable=False),

@@ -189,7 +189,10 @@ class TracedEvent(Answer):
         description="The event's source.", examples=["urn:nld:oin:00000001823288444000:systeem:BRP-component"]
     )
     type: str = Field(description="The event's type.", examples=["nl.brp.persoon-verhuisd"])
-    registry: str = Field(description="OIN of the registry that published it.", examples=["00000001823288444000"])
+    registry: str | None = Field(
+        description="OIN of the registry that published it; null: a notice of Bode's own.",
+        examples=["00000001823288444000"],
+    )
     accepted_at: datetime = Field(description="When it was accepted: committed with all its deliveries.")
     matched: int = Field(ge=0, description="How many subscriptions matched; a provider is told of its own.")
     counts: DeliveryCounts = Field(description="The deliveries to them by state.")
