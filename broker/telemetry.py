@@ -49,6 +49,7 @@ IN_FLIGHT = Gauge("bode_attempts_in_flight", "Attempts under way in this process
 UNRECORDED = Gauge("bode_outcomes_unrecorded", "Outcomes waiting for their commit.")
 SHARDS = Gauge("bode_shards_held", "Shards that this process owns.")
 HEARTBEATS = Counter("bode_heartbeats", "Heartbeats, by result: success or the reason of failure.", ["result"])
+TOKEN_REQUESTS = Counter("bode_sink_token_requests", "Requests for tokens for sinks, by result.", ["result"])
 HANDSHAKES = Counter("bode_handshakes", "Webhook handshakes, by result.", ["result"])
 
 DRIFT = Gauge("bode_drift", "What does not add up now, by kind. Every process tells the same number.", ["kind"])

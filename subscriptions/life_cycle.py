@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, case, func, or_, select, update
+from sqlalchemy import ColumnElement, case, delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.problems import Conflict, NotFound
@@ -18,6 +18,7 @@ from subscriptions.change_log import ChangeKind, record_changes
 from subscriptions.database import AnyRow
 from subscriptions.follow_lists import name_lists
 from subscriptions.notices import say_disabled
+from subscriptions.sink_tables import sink_expiries, sink_tokens
 from subscriptions.tables import Protocol, Status, subscriptions
 
 NO_GRANT: Final = "no-grant: no registry has granted anything that this subscription asks for"
@@ -43,6 +44,8 @@ class Validation(NamedTuple):
     """It consented before: this is a renewal."""
     by_callback: bool
     """It did so by callback."""
+    identified: bool = False
+    """It is shown a credential or a certificate."""
 
 
 async def claim_validations(
@@ -74,6 +77,7 @@ async def claim_validations(
             subscriptions.c.refused_since,
             subscriptions.c.validated_at.is_not(None),
             subscriptions.c.consented_by_callback,
+            subscriptions.c.sink_credential.is_not(None) | subscriptions.c.sink_tls.is_not(None),
         )
     )
     return [Validation(*row) for row in claimed]
@@ -260,7 +264,10 @@ async def end(
     if key is None:
         raise NotFound
     values = {"status": Status.ENDED, "status_reason": None, "ended_at": func.now(), "validate_at": None}
+    values |= {"sink_credential": None, "sink_tls": None}
     await _change(connection, subscription_id, values, subscriptions.c.status != Status.ENDED)
+    for table in (sink_tokens, sink_expiries):
+        await connection.execute(delete(table).where(table.c.subscription_id == subscription_id))
     await name_lists(connection, subscription_id, organisation_id, ())
     await cancel(connection, key)
 

@@ -29,6 +29,7 @@ def _nothing_to_send(body: SubscriptionBody) -> None:
     given = {
         "/sink": body.sink,
         "/sinkCredential": body.sink_credential,
+        "/sinkTls": body.sink_tls,
         "/protocolSettings": body.protocol_settings,
         "/retry": body.retry,
         f"/config/{HEARTBEAT_SECONDS}": body.heartbeat_seconds,

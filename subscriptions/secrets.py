@@ -118,6 +118,16 @@ def credential_purpose(subscription_id: UUID) -> bytes:
     return b"sink credential " + subscription_id.bytes
 
 
+def tls_purpose(subscription_id: UUID) -> bytes:
+    """Returns what the client certificate for the sink of a subscription is bound to."""
+    return b"sink tls " + subscription_id.bytes
+
+
+def token_purpose(subscription_id: UUID) -> bytes:
+    """Returns what the tokens for the sink of a subscription are bound to."""
+    return b"sink token " + subscription_id.bytes
+
+
 def answer_purpose(test_notification_id: UUID) -> bytes:
     """Returns what the sink's answer to a test notification is bound to."""
     return b"test answer " + test_notification_id.bytes

@@ -35,16 +35,16 @@ class SinkRules:
     allow_http: bool
     check: CheckSink
 
-    def validate(self, url: str) -> None:
-        """Raises `InvalidInput` naming `/sink` unless the URL can be a sink."""
+    def validate(self, url: str, member: str = "/sink") -> None:
+        """Raises `InvalidInput` naming the member unless its URL is one that may be called."""
         found = _URL.fullmatch(url) if len(url) <= LONGEST_URL else None
         if found is None or not _host_is_possible(found) or not 0 < int(found["port"] or 443) < 65_536:
-            raise InvalidInput.field("/sink", "sink", _EXPECTED)
+            raise InvalidInput.field(member, "sink", _EXPECTED)
         if found["scheme"].lower() == "http" and not self.allow_http:
-            raise InvalidInput.field("/sink", "sink-insecure", "must be an https URL: plain http is not allowed here")
+            raise InvalidInput.field(member, "sink-insecure", "must be an https URL: plain http is not allowed here")
         reason = self.check(url)
         if reason is not None:
-            raise InvalidInput.field("/sink", "sink-forbidden", reason)
+            raise InvalidInput.field(member, "sink-forbidden", reason)
 
 
 def _host_is_possible(found: re.Match[str]) -> bool:

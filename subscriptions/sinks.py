@@ -11,6 +11,7 @@ from sqlalchemy import Row, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas.resources import SignatureScheme
+from subscriptions.credentials import NOBODY, Identity, open_identity
 from subscriptions.secrets import KeyRing, SealError, secret_purpose
 from subscriptions.signing_keys import SigningSet, signing_now
 from subscriptions.tables import Protocol, Status, subscriptions
@@ -37,6 +38,10 @@ class SinkConfig:
     """When to read it anew, because other secrets or keys may sign from then on; None: when it is changed."""
     failing_since: datetime | None = None
     """Since when the sink has accepted nothing, as far as that was noted."""
+    identity: Identity = NOBODY
+    """What the sink is shown of us, opened."""
+    version: int = 0
+    """Raised by each change of the subscription."""
 
 
 async def load_sinks(engine: AsyncEngine, keys: KeyRing, wanted: Sequence[int]) -> list[SinkConfig]:
@@ -90,4 +95,6 @@ def _sink(row: Row[Any], keys: KeyRing, ring: SigningSet | None, now: datetime) 
         row.protocol_settings.get("headers") or {},
         min(changes, default=None),
         row.failing_since,
+        open_identity(row, keys),
+        row.version,
     )

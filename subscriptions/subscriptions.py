@@ -1,7 +1,7 @@
 """Subscriptions as providers make and change them. Each function needs a transaction of `change_log.changing`."""
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -11,18 +11,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.problems import Conflict, InvalidInput, NotFound, PreconditionFailed
 from schemas.resources import SubscriptionBody
-from subscriptions import follow_lists, life_cycle, protocols
+from subscriptions import credentials, follow_lists, life_cycle, protocols
 from subscriptions.change_log import ChangeKind, record_changes
 from subscriptions.database import AnyRow
 from subscriptions.filter_rules import FilterRules
 from subscriptions.grants import could_receive
 from subscriptions.requests import forget_refusals
-from subscriptions.secrets import KeyRing, credential_purpose, secret_purpose, signing_secret
+from subscriptions.secrets import KeyRing, SealError, secret_purpose, signing_secret
 from subscriptions.sink_urls import SinkRules
 from subscriptions.tables import Protocol, Status, subscriptions
 from subscriptions.validation import invalid_params
 
-_CREDENTIAL: Final = "sinkCredential"
+_UNREADABLE: Final = ("sinkCredential", "sinkTls")
 
 
 async def create(
@@ -39,9 +39,10 @@ async def create(
     It waits for a grant (`requested`) or for its sink's consent (`validating`); one that is pulled needs no consent.
 
     Raises:
-        InvalidInput: a filter or the sink isn't acceptable.
+        InvalidInput: a filter, the sink or what it is shown isn't acceptable.
     """
     protocols.validate(body, sinks)
+    shown = credentials.given(credentials.judged(body, sinks, datetime.now(UTC)))
     asked = await filters.validate(connection, body, organisation_id=organisation_id)
     identity = uuid4()
     secret = None if body.protocol is Protocol.PULL else signing_secret()
@@ -50,13 +51,14 @@ async def create(
         "id": identity,
         "organisation_id": organisation_id,
         "secret": None if secret is None else keys.seal(secret.encode(), secret_purpose(identity)),
-        "sink_credential": _sealed(body, identity, keys),
+        **credentials.seal(shown, identity, keys),
     }
     if await _could_receive(connection, organisation_id, body):
         values |= life_cycle.after_grant(body.protocol)
     else:
         values |= {"status": Status.REQUESTED, "status_reason": life_cycle.NO_GRANT}
     row: AnyRow = (await connection.execute(insert(subscriptions).values(values).returning(subscriptions))).one()
+    await credentials.keep_track(connection, identity, shown, renewed=False)
     await follow_lists.name_lists(connection, identity, organisation_id, asked.lists)
     await record_changes(connection, [(ChangeKind.SUBSCRIPTION, identity)])
     return row, secret
@@ -97,14 +99,19 @@ async def replace(
     """Replaces what a provider says of a subscription; its status follows where it must.
 
     Raises:
-        InvalidInput: a filter, the sink or another protocol isn't acceptable; nothing was changed.
+        InvalidInput: a filter, the sink, what it is shown, or another protocol isn't acceptable; nothing was changed.
+        Conflict: it was changed meanwhile, or what stays can't be read.
     """
     protocols.stays(row, body)
     protocols.validate(body, sinks)
+    former = _former_identity(row, body, keys)
+    shown = credentials.given(
+        credentials.judged(body, sinks, datetime.now(UTC)), former, same_sink=body.sink == row.sink
+    )
     asked = await filters.validate(connection, body, organisation_id=row.organisation_id, subscription_id=row.id)
     values = _columns(body) | {"evaluated": asked.evaluated}
-    if "sink_credential" in body.model_fields_set or body.sink != row.sink:
-        values["sink_credential"] = _sealed(body, row.id, keys)
+    if shown is not former:
+        values |= credentials.seal(shown, row.id, keys)
     if body.sink != row.sink:
         values |= life_cycle.after_sink_change(row)
     asks_anew = any(values[name] != getattr(row, name) for name in ("types", "domain", "source"))
@@ -125,6 +132,10 @@ async def replace(
     ).one_or_none()
     if changed is None:
         raise Conflict("The subscription was changed at the same time: read it again and repeat the change.")
+    if shown is not former:
+        await credentials.keep_track(
+            connection, row.id, shown, renewed=shown.credential_id != former.credential_id or body.sink != row.sink
+        )
     await follow_lists.name_lists(connection, row.id, row.organisation_id, asked.lists)
     await record_changes(connection, [(ChangeKind.SUBSCRIPTION, row.id)])
     return changed
@@ -138,8 +149,7 @@ def merged(row: AnyRow, patch: Mapping[str, Any]) -> SubscriptionBody:
     """
     current = content(row).model_dump(mode="json", exclude_none=True)
     result = _merge(current, patch)
-    if patch.get(_CREDENTIAL, ...) is None:
-        result[_CREDENTIAL] = None  # it can't be read, so only null itself says that it goes
+    result |= {name: None for name in _UNREADABLE if patch.get(name, ...) is None}  # only null itself says that it goes
     try:
         return SubscriptionBody.model_validate(result)
     except ValidationError as error:
@@ -191,11 +201,13 @@ async def rotate_secret(connection: AsyncConnection, row: AnyRow, overlap: timed
     return changed
 
 
-def _sealed(body: SubscriptionBody, subscription_id: UUID, keys: KeyRing) -> bytes | None:
-    credential = body.sink_credential
-    if credential is None:
-        return None
-    return keys.seal(credential.model_dump_json(by_alias=True).encode(), credential_purpose(subscription_id))
+def _former_identity(row: AnyRow, body: SubscriptionBody, keys: KeyRing) -> credentials.Identity:
+    try:
+        return credentials.open_identity(row, keys)
+    except SealError:
+        if body.sink != row.sink or {"sink_credential", "sink_tls"} <= body.model_fields_set:
+            return credentials.Identity(None, credentials.FIRST, None)
+        raise Conflict("What the sink is shown can't be read any more: give sinkCredential and sinkTls anew.") from None
 
 
 def secret_of(row: AnyRow, keys: KeyRing) -> str:

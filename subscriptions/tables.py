@@ -227,6 +227,7 @@ subscriptions = Table(
     Column("status_reason", Text, comment="A code, and after a colon what more there is to say"),
     Column("secret", LargeBinary, comment="Signing secret, encrypted; empty: nothing is signed"),
     Column("sink_credential", LargeBinary, comment="What the sink asks to see, encrypted; write-only"),
+    Column("sink_tls", LargeBinary, comment="Client certificate, key and trust for the sink, encrypted; write-only"),
     Column("previous_secret", LargeBinary, comment="The one before, encrypted; signs too until it expires"),
     _moment("previous_secret_expires_at"),
     Column("allowed_rate", Integer, comment="Notifications a minute that the sink allows; empty: any"),

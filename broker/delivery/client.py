@@ -11,13 +11,14 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import ClassVar, Final, Protocol
 from urllib.parse import urlsplit
 
 import httptools
 
 from broker.delivery.fence import Fence, FenceError, ResolveError
 from broker.delivery.outcomes import Reason
+from broker.delivery.tls import Contexts, TlsIdentity
 
 MAX_HEADER_BYTES: Final = 32 * 1024
 MAX_BODY_BYTES: Final = 64 * 1024
@@ -48,11 +49,11 @@ class Target:
     port: int
     path: str
     authority: str
-    tls: ssl.SSLContext | None = None
+    tls: TlsIdentity | None = None
     """Trust and identity for this target alone; None: the client's."""
 
     @classmethod
-    def of(cls, url: str, tls: ssl.SSLContext | None = None) -> "Target":
+    def of(cls, url: str, tls: TlsIdentity | None = None) -> "Target":
         """Take apart an absolute http(s) URL that the API has accepted.
 
         Raises:
@@ -73,14 +74,14 @@ class Target:
     @property
     def origin(self) -> "Origin":
         """What connections can be shared by: never by targets that identify themselves differently."""
-        return (self.secure, self.host, self.port, None if self.tls is None else id(self.tls))
+        return (self.secure, self.host, self.port, None if self.tls is None else self.tls.digest)
 
     def head(self, method: str) -> str:
         """A request's first lines, up to the first header that isn't always the same."""
         return f"{method} {self.path} HTTP/1.1\r\nhost: {self.authority}\r\n"
 
 
-Origin = tuple[bool, str, int, int | None]
+Origin = tuple[bool, str, int, str | None]
 
 
 @dataclass(slots=True)
@@ -97,13 +98,23 @@ class Answer:
         return values[0] if values else None
 
 
+class Cancellable(Protocol):
+    """What can be given up."""
+
+    def cancel(self) -> object:
+        """Give it up."""
+
+
 class Exchange:
     """One request and its answer. Exactly one of `answered` and `failed` is called, once, unless it is abandoned."""
 
     __slots__ = ("_carrier",)
 
+    kept_bytes: ClassVar[int] = EXCERPT_BYTES
+    """Of the answer's body."""
+
     def __init__(self) -> None:
-        self._carrier: _Connection | asyncio.Task[None] | None = None
+        self._carrier: _Connection | Cancellable | None = None
 
     def may_go(self) -> bool:
         """Asked after a connection was made, which takes time: whether the request may still be sent.
@@ -238,7 +249,8 @@ class _Connection(asyncio.Protocol):
         if self._answer.status and not self._framed and error is None:
             self._finish()  # an answer whose end is the end of the connection (RFC 9112, 6.3)
         else:
-            self.fail(Reason.CLOSED)
+            # in TLS 1.3 a certificate of ours that isn't taken is told after the handshake
+            self.fail(Reason.TLS if isinstance(error, ssl.SSLError) else Reason.CLOSED)
 
     def _finish(self) -> None:
         exchange, self._exchange = self._exchange, None
@@ -274,8 +286,10 @@ class _Connection(asyncio.Protocol):
             self._framed = False
 
     def on_body(self, data: bytes) -> None:
-        room = EXCERPT_BYTES - len(self._answer.excerpt)
-        if room > 0 and not self._ended:
+        if self._ended or self._exchange is None:
+            return
+        room = self._exchange.kept_bytes - len(self._answer.excerpt)
+        if room > 0:
             self._answer.excerpt += data[:room]
 
     def on_message_complete(self) -> None:
@@ -283,7 +297,7 @@ class _Connection(asyncio.Protocol):
             self._ended = True
 
 
-class _Waiting(Exchange):
+class Waiting(Exchange):
     """An exchange whose end somebody awaits."""
 
     __slots__ = ("future",)
@@ -293,57 +307,81 @@ class _Waiting(Exchange):
         self.future = future
 
     def answered(self, answer: Answer) -> None:
+        """Hand it to who waits."""
         if not self.future.done():
             self.future.set_result(answer)
 
     def failed(self, reason: Reason) -> None:
+        """Raise it where somebody waits."""
         if not self.future.done():
             self.future.set_exception(SendError(reason))
+
+
+class _WaitingForAll(Waiting):
+    """One whose whole answer somebody awaits."""
+
+    __slots__ = ()
+    kept_bytes = MAX_BODY_BYTES
 
 
 class Client:
     """Posts over pooled connections, each made to an address that the fence has judged."""
 
-    def __init__(self, fence: Fence, *, total_seconds: float, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, fence: Fence, *, total_seconds: float, tls: Contexts | None = None) -> None:
         """Make a client.
 
         Args:
             fence: judges every address before it is connected to.
             total_seconds: limit for one request, from look-up to the last byte of the answer.
-            tls: trust and identity for https; the system's trust by default.
+            tls: trust and identity for https; the system's trust alone by default.
         """
         self._fence = fence
         self._total_seconds = total_seconds
-        self._tls = tls or ssl.create_default_context()
+        self._tls = tls or Contexts()
         self._idle: dict[Origin, deque[_Connection]] = {}
         self._idle_count = 0
         self._limits: deque[tuple[float, _Connection, int]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._connecting: set[asyncio.Task[None]] = set()
 
-    async def request(self, method: str, target: Target, headers: Mapping[str, str], body: bytes = b"") -> Answer:
-        """Send one request and read its answer.
+    async def request(
+        self, method: str, target: Target, headers: Mapping[str, str], body: bytes = b"", *, whole: bool = False
+    ) -> Answer:
+        """Send one request and read its answer, with its first bytes or, up to `MAX_BODY_BYTES`, the `whole` of it.
 
         Raises:
             SendError: when there is no usable answer; never for a status.
         """
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         head = f"{target.head(method)}{lines}content-length: {len(body)}\r\n\r\n".encode("latin-1")
-        waiting = _Waiting(asyncio.get_running_loop().create_future())
+        kind = _WaitingForAll if whole else Waiting
+        waiting = kind(asyncio.get_running_loop().create_future())
         self.send(target, head + body, waiting)
         try:
             return await waiting.future
         finally:
             waiting.abandon()
 
-    def send(self, target: Target, data: bytes, exchange: Exchange) -> None:
-        """Send one whole request; `exchange` is told of its end.
+    @property
+    def total_seconds(self) -> float:
+        """Limit for one request."""
+        return self._total_seconds
+
+    def send(self, target: Target, data: bytes, exchange: Exchange, deadline: float | None = None) -> None:
+        """Send one whole request; `exchange` is told of its end. `deadline`, by the loop's clock, can only be earlier.
 
         A kept connection that turns out to be closed before any byte of an answer is replaced once, within the
         same attempt: the sink's idle limit is not its failure.
         """
-        deadline = asyncio.get_running_loop().time() + self._total_seconds
         connection = self._take_idle(target)
+        if deadline is not None:  # out of line with the limits below
+            if connection is None:
+                self.replace(target, data, exchange, deadline)
+            else:
+                asyncio.get_running_loop().call_at(deadline, self._limit, connection, connection.number + 1)
+                connection.begin(exchange, data, deadline)
+            return
+        deadline = asyncio.get_running_loop().time() + self._total_seconds
         if connection is None:
             self.replace(target, data, exchange, deadline)
             return
@@ -422,13 +460,17 @@ class Client:
             raise SendError(Reason.FENCED) from None
         except ResolveError:
             raise SendError(Reason.UNRESOLVED) from None
+        try:
+            context = self._tls.of(target.tls) if target.secure else None
+        except (ValueError, ssl.SSLError):  # what the API has taken, OpenSSL doesn't
+            raise SendError(Reason.TLS) from None
         for address in addresses:
             try:
                 _, connection = await loop.create_connection(
                     lambda: _Connection(self, target),
                     address,
                     target.port,
-                    ssl=(target.tls or self._tls) if target.secure else None,
+                    ssl=context,
                     server_hostname=target.host if target.secure else None,
                 )
             except (OSError, ssl.SSLError) as error:

@@ -28,7 +28,7 @@ import asyncpg
 from broker.delivery.bodies import Bodies, Body, BodyWanted
 from broker.delivery.feeder import DATABASE_TROUBLE, Feeder, Ownership
 from broker.delivery.lanes import Delivery
-from broker.delivery.outcomes import GONE, Outcome, Reason, Verdict, conclude
+from broker.delivery.outcomes import GONE, OURS, Outcome, Reason, Verdict, conclude
 from broker.delivery.pace import NOTED_AFTER_SECONDS, BreakerState
 from broker.delivery.recorder import Recorder
 from broker.delivery.runners import Office, Runner, Runners
@@ -51,6 +51,7 @@ from broker.telemetry import (
 _THROTTLE_SECONDS = 0.05
 _DATABASE_SECONDS = 0.5
 _UNREADABLE_SECONDS = 60.0
+_HINDERED_SECONDS = 5.0
 _FRESH_SECONDS = 5.0
 """An event that was accepted longer ago is no longer fresh: it goes behind those that are."""
 _SINK_GONE = "sink-gone: the sink answered 410"
@@ -295,10 +296,18 @@ class Engine:
         try:
             if outcome.reason is None:
                 self._succeeded(attempt, outcome, now)
+            elif outcome.reason in OURS:
+                self._hindered(attempt, outcome.reason, now)
             else:
                 self._failed(attempt, outcome, now)
         finally:
             self._leave(attempt, now)
+
+    def _hindered(self, attempt: Attempt, reason: Reason, now: float) -> None:
+        """It was not sent for a reason of ours: the sink rests for a while, and neither it nor the delivery pays."""
+        _attempts(reason).inc()
+        attempt.runner.pace.rest(now, _HINDERED_SECONDS)
+        self._put_off(attempt, _HINDERED_SECONDS)
 
     def _put_off(self, attempt: Attempt, seconds: float) -> None:
         """It was never sent, through no fault of the sink: again after a while."""

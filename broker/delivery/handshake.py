@@ -22,6 +22,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from broker.delivery.client import Answer, Client, SendError, Target
+from broker.delivery.outcomes import OURS
+from broker.delivery.sender import Sender, Sink
 from broker.telemetry import HANDSHAKES, WORKER_ERRORS, log
 from schemas.problems import Unavailable
 from subscriptions.change_log import changing
@@ -34,6 +36,8 @@ from subscriptions.consent import (
     parse_rate,
 )
 from subscriptions.life_cycle import Validation, activate, ask_later, claim_validations, handshake_failed
+from subscriptions.secrets import KeyRing
+from subscriptions.sinks import SinkConfig, load_sinks
 
 _POLL_SECONDS: Final = 1.0
 _AT_ONCE: Final = 256
@@ -45,6 +49,7 @@ _GIVE_UP_AFTER: Final = timedelta(days=1)
 _LONGEST_WAIT: Final = timedelta(minutes=10)
 _RENEWAL_WAIT: Final = timedelta(hours=8)
 _SILENT_WAIT: Final = timedelta(hours=1)
+_HINDERED_WAIT: Final = timedelta(seconds=30)
 _TROUBLE: Final = (SQLAlchemyError, OSError, TimeoutError, Unavailable)
 
 
@@ -65,9 +70,10 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """No answer, in words for the provider."""
+    """No answer, in words for the provider. `ours`: nothing was asked, through no fault of the sink."""
 
     reason: str
+    ours: bool = False
 
 
 def read_consent(answer: Answer, origin: str) -> Consent | Refusal:
@@ -113,6 +119,9 @@ class Handshaker:
         origin: str,
         settings: HandshakeSettings | None = None,
         public_url: str | None = None,
+        *,
+        sender: Sender | None = None,
+        keys: KeyRing | None = None,
     ) -> None:
         """Make one.
 
@@ -122,12 +131,16 @@ class Handshaker:
             origin: our DNS name.
             settings: how sinks are asked.
             public_url: base URL of the API as sinks see it; without it no callback is offered.
+            sender: shows sinks what notifications show them.
+            keys: opens what that is; without them it is shown to no sink.
         """
         self._engine = engine
         self._client = client
         self._origin = origin
         self._settings = settings or HandshakeSettings()
         self._public_url = public_url
+        self._sender = sender or Sender(client)
+        self._keys = keys
         self._asked = asyncio.Event()
         self._under_way = 0
 
@@ -171,12 +184,22 @@ class Handshaker:
     async def _handle(self, validation: Validation, token: str | None) -> None:
         """One handshake. What the database can't record is claimed and asked again later."""
         try:
-            result = await self.shake_hands(validation.sink, token)
-            await self._record(validation, result)
+            config = await self._config(validation)
+            if config is not None and config.sink != validation.sink:
+                return  # it was changed just now: the new sink is due by itself
+            await self._record(validation, await self.shake_hands(validation.sink, token, config))
         except _TROUBLE as error:
             self._tell(error)
         finally:
             self._under_way -= 1
+
+    async def _config(self, validation: Validation) -> SinkConfig | None:
+        """What its sink is shown; None: nothing."""
+        if self._keys is None or not validation.identified:
+            return None
+        for config in await load_sinks(self._engine, self._keys, [validation.key]):
+            return config
+        raise Unavailable  # what can't be opened now is asked later
 
     async def _record(self, validation: Validation, result: Consent | Refusal | Silence) -> None:
         now = datetime.now(UTC)
@@ -195,7 +218,9 @@ class Handshaker:
             case Silence(reason):
                 HANDSHAKES.labels("no-answer").inc()
         later: datetime | None = None
-        if validation.consented:
+        if isinstance(result, Silence) and result.ours:
+            later = now + _HINDERED_WAIT * uniform(0.9, 1.1)
+        elif validation.consented:
             if isinstance(result, Silence):
                 later = now + _SILENT_WAIT * uniform(0.9, 1.1)
             elif isinstance(result, Refusal) and result.withheld and validation.by_callback:
@@ -214,17 +239,22 @@ class Handshaker:
         WORKER_ERRORS.labels("handshakes").inc()
         log().warning("handshakes-failed", error=type(error).__name__)
 
-    async def shake_hands(self, sink: str, token: str | None = None) -> Consent | Refusal | Silence:
-        """Ask one sink for its consent, offering the callback of `token`."""
+    async def shake_hands(
+        self, sink: str, token: str | None = None, config: SinkConfig | None = None
+    ) -> Consent | Refusal | Silence:
+        """Ask one sink for its consent, offering the callback of `token`, showing what `config` says."""
         headers = {"webhook-request-origin": self._origin, "user-agent": "Bode"}
         if self._settings.request_rate is not None:
             headers["webhook-request-rate"] = str(self._settings.request_rate)
         if token is not None and self._public_url is not None:
             headers["webhook-request-callback"] = f"{self._public_url}{CALLBACK_PATH}{token}"
         try:
-            answer = await self._client.request("OPTIONS", Target.of(sink), headers)
+            if config is None:
+                answer = await self._client.request("OPTIONS", Target.of(sink), headers)
+            else:
+                answer = await self._sender.ask(Sink.of(config, self._origin), "OPTIONS", headers)
         except SendError as error:
-            return Silence(f"no answer ({error.reason})")
+            return Silence(f"no answer ({error.reason})", error.reason in OURS)
         except ValueError as error:
             return Refusal(str(error))
         return read_consent(answer, self._origin)

@@ -34,6 +34,15 @@ class Reason(StrEnum):
     TIMEOUT = "timed-out"
     NONSENSE = "not-http"
     OVERSIZED = "answer-too-large"
+    CREDENTIAL_EXPIRED = "credential-expired"
+    TOKEN_REFUSED = "token-refused"
+    TOKEN_UNAVAILABLE = "token-unavailable"
+    TOKEN_NOT_STORED = "token-not-stored"
+    PROXY = "proxy-failed"
+
+
+OURS: Final = frozenset({Reason.TOKEN_NOT_STORED, Reason.PROXY})
+"""Nothing was sent, through no fault of the sink: such an attempt counts neither for the delivery nor for the sink."""
 
 
 @dataclass(frozen=True, slots=True)

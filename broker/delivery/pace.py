@@ -156,6 +156,10 @@ class Pace:
         self.state = BreakerState.OPEN
         return opened
 
+    def rest(self, now: float, seconds: float) -> None:
+        """Nothing goes for a while, for a reason that isn't the sink's: it says nothing about it."""
+        self._broken.last(now, seconds)
+
     def abandoned(self) -> None:
         """An attempt ended without an answer of the sink: it was cancelled, or was never sent."""
         self._probing = False

@@ -7,21 +7,24 @@ that are sent.
 import asyncio
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
-from broker.delivery.client import Answer, Client, Exchange, Target
+from broker.delivery.authorization import Authorizer, TokenSource, source_of, standing
+from broker.delivery.client import Answer, Client, Exchange, Target, Waiting
 from broker.delivery.envelopes import Envelope
 from broker.delivery.outcomes import Outcome, Reason, judge
 from broker.delivery.retries import DEFAULT, Schedule
 from broker.delivery.signing import AsymmetricKey, Signer, SigningKey
+from broker.delivery.tls import TlsIdentity
 from subscriptions.sinks import SinkConfig
 
 CONTENT_TYPE: Final = "application/cloudevents+json; charset=utf-8"
 _OURS: Final = frozenset(
-    {"host", "content-type", "user-agent", "webhook-request-origin", "webhook-id", "webhook-timestamp"}
+    {"host", "authorization", "content-type", "user-agent", "webhook-request-origin", "webhook-id", "webhook-timestamp"}
     | {"webhook-signature", "traceparent", "content-length"}
 )
 """Headers that a subscription can't set."""
@@ -44,6 +47,10 @@ class Sink:
     head: bytes
     """The request up to the headers that differ from notification to notification."""
     envelope: Envelope
+    authorization: str
+    """The line that every request has; empty where there is none, or one that changes."""
+    tokens: TokenSource | None
+    """Where the token comes from that requests need, where it changes."""
 
     @classmethod
     def of(cls, config: SinkConfig, origin: str) -> "Sink":
@@ -52,7 +59,8 @@ class Sink:
         Raises:
             ValueError: when the configuration, which the API has checked, is not usable after all.
         """
-        target = Target.of(config.sink)
+        target = Target.of(config.sink, TlsIdentity.of_sink(config.identity.tls))
+        authorization = standing(config)
         given = {name: value for name, value in config.headers.items() if name.lower() not in _OURS}
         headers = {
             **given,
@@ -66,10 +74,12 @@ class Sink:
             (*map(SigningKey, config.secrets), *map(AsymmetricKey, config.signing_seeds)),
             DEFAULT if config.retry is None else Schedule.of_seconds(config.retry),
             f"dlv_{config.id.hex}_",
-            (target.head("POST") + "".join(f"{name}: {value}\r\n" for name, value in headers.items())).encode(
-                "latin-1"
-            ),
+            (
+                target.head("POST") + authorization + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+            ).encode("latin-1"),
             Envelope.of(config.id, config.subscriber_reference),
+            authorization,
+            source_of(config),
         )
 
 
@@ -136,19 +146,48 @@ class _Awaited(Sending):
 class Sender:
     """Sends notifications over one client."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, authorizer: Authorizer | None = None) -> None:
+        """Make one; without an authorizer nothing is sent to sinks that need a token."""
         self._client = client
+        self._authorizer = authorizer
 
     def begin(self, sink: Sink, sequence: int, event_key: int, body: bytes, sending: Sending) -> None:
         """Begin an attempt, whose outcome `sending` is told."""
         content = sink.envelope.compose(body, sequence)
         data = sign_and_frame(sink, f"{sink.id_prefix}{sequence}", event_key, content, int(time.time()))
-        self._client.send(sink.target, data, sending)
+        if sink.tokens is None:
+            self._client.send(sink.target, data, sending)
+        else:
+            self.post(sink, data, sending)
+
+    def post(self, sink: Sink, data: bytes, exchange: Exchange) -> None:
+        """Send one whole request to a sink, with the token that it needs."""
+        if sink.tokens is None:
+            self._client.send(sink.target, data, exchange)
+        elif self._authorizer is None:
+            exchange.failed(Reason.TOKEN_UNAVAILABLE)
+        else:
+            self._authorizer.send(sink.tokens, sink.target, data, exchange)
+
+    async def ask(self, sink: Sink, method: str, headers: Mapping[str, str]) -> Answer:
+        """Send a request without a body, showing the sink what notifications show it.
+
+        Raises:
+            SendError: when there is no usable answer; never for a status.
+        """
+        lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        head = f"{sink.target.head(method)}{sink.authorization}{lines}content-length: 0\r\n\r\n"
+        waiting = Waiting(asyncio.get_running_loop().create_future())
+        self.post(sink, head.encode("latin-1"), waiting)
+        try:
+            return await waiting.future
+        finally:
+            waiting.abandon()
 
     async def send(self, sink: Sink, identity: str, trace: int, content: bytes) -> Outcome:
         """Post a body that isn't a delivery's, signed as all are, and wait for the outcome."""
         awaited = _Awaited(asyncio.get_running_loop().create_future())
-        self._client.send(sink.target, sign_and_frame(sink, identity, trace, content, int(time.time())), awaited)
+        self.post(sink, sign_and_frame(sink, identity, trace, content, int(time.time())), awaited)
         try:
             return await awaited.future
         finally:

@@ -14,9 +14,9 @@ import orjson
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from broker.delivery.client import Answer, Client, Exchange
+from broker.delivery.client import Answer, Exchange
 from broker.delivery.outcomes import Reason, judge
-from broker.delivery.sender import Sink, sign_and_frame
+from broker.delivery.sender import Sender, Sink, sign_and_frame
 from broker.telemetry import WORKER_ERRORS, log
 from subscriptions import trials
 from subscriptions.secrets import KeyRing, answer_purpose
@@ -52,10 +52,10 @@ class _Awaited(Exchange):
 class Trials:
     """Sends the test notifications that wait; `run` is its worker."""
 
-    def __init__(self, engine: AsyncEngine, keys: KeyRing, client: Client, origin: str) -> None:
+    def __init__(self, engine: AsyncEngine, keys: KeyRing, sender: Sender, origin: str) -> None:
         self._engine = engine
         self._keys = keys
-        self._client = client
+        self._sender = sender
         self._origin = origin
         self._asked = asyncio.Event()
         self._under_way = 0
@@ -123,7 +123,7 @@ class Trials:
         content = test_event(waiting, sink.config, datetime.now(UTC))
         data = sign_and_frame(sink, f"test_{waiting.id.hex}", random.getrandbits(128) | 1, content, int(time.time()))
         awaited = _Awaited(asyncio.get_running_loop().create_future())
-        self._client.send(sink.target, data, awaited)
+        self._sender.post(sink, data, awaited)
         try:
             return await awaited.future
         finally:

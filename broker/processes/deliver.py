@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
+from broker.delivery.authorization import Authorizer
 from broker.delivery.bodies import Bodies
 from broker.delivery.client import Client
 from broker.delivery.engine import Engine
@@ -74,13 +75,21 @@ class DeliverProcess:
             allow=settings.fence.allow, ports=settings.fence.ports, resolve_seconds=settings.fence.resolve_seconds
         )
         self._client = Client(self._fence, total_seconds=self._delivery.attempt_seconds)
+        self._authorizer = Authorizer(self._client, resources.engine, resources.keys)
+        sender = Sender(self._client, self._authorizer)
         self._recorder = Recorder(resources.pool, shards, self._delivery.linger_seconds)
         self._bodies = Bodies(resources.pool, resources.keys, self._delivery.body_cache_bytes)
         self._handshaker = Handshaker(
-            resources.engine, self._client, self._delivery.origin, settings.handshake, settings.api.public_url
+            resources.engine,
+            self._client,
+            self._delivery.origin,
+            settings.handshake,
+            settings.api.public_url,
+            sender=sender,
+            keys=resources.keys,
         )
         self._housekeeper = Housekeeper(resources.pool, resources.engine, settings.accounting, settings.retention)
-        self._trials = Trials(resources.engine, resources.keys, self._client, self._delivery.origin)
+        self._trials = Trials(resources.engine, resources.keys, sender, self._delivery.origin)
         self.office = DirectoryOffice(
             resources.engine,
             resources.keys,
@@ -100,7 +109,6 @@ class DeliverProcess:
             catch_up=self.office.catch_up,
             sure=self._sweep_asked.set,
         )
-        sender = Sender(self._client)
         self._engine = Engine(
             resources.pool,
             self._delivery,
@@ -162,6 +170,7 @@ class DeliverProcess:
 
     def close(self) -> None:
         """Close connections to sinks."""
+        self._authorizer.close()
         self._client.close()
         self._fence.close()
 

@@ -16,8 +16,17 @@ from broker.storage.sealing import body_purpose, excerpt_purpose
 from broker.storage.tables import attempts, events, installation
 from subscriptions.database import AnyRow
 from subscriptions.idempotency import kept_answer_purpose
-from subscriptions.secrets import KeyRing, SealError, answer_purpose, credential_purpose, secret_purpose
+from subscriptions.secrets import (
+    KeyRing,
+    SealError,
+    answer_purpose,
+    credential_purpose,
+    secret_purpose,
+    tls_purpose,
+    token_purpose,
+)
 from subscriptions.signing_keys import seed_purpose
+from subscriptions.sink_tables import sink_tokens
 from subscriptions.tables import idempotency_keys, signing_keys, subscriptions, test_notifications
 
 _PORTION: Final = 500
@@ -63,6 +72,8 @@ SEALED: Final = (
     Sealed(subscriptions.c.secret, (subscriptions.c.id,), lambda row: secret_purpose(row.id)),
     Sealed(subscriptions.c.previous_secret, (subscriptions.c.id,), lambda row: secret_purpose(row.id)),
     Sealed(subscriptions.c.sink_credential, (subscriptions.c.id,), lambda row: credential_purpose(row.id)),
+    Sealed(subscriptions.c.sink_tls, (subscriptions.c.id,), lambda row: tls_purpose(row.id)),
+    Sealed(sink_tokens.c.sealed, (sink_tokens.c.subscription_id,), lambda row: token_purpose(row.subscription_id)),
     Sealed(test_notifications.c.excerpt, (test_notifications.c.id,), lambda row: answer_purpose(row.id)),
     Sealed(idempotency_keys.c.answer, (idempotency_keys.c.digest,), lambda row: kept_answer_purpose(row.digest)),
     Sealed(events.c.body, (events.c.key,), lambda row: body_purpose(row.key), events.c.body != b""),

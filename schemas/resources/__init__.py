@@ -17,6 +17,7 @@ from schemas.resources.catalogue import (
     EventTypeVersionPage,
     InformationLevel,
 )
+from schemas.resources.credentials import SinkIdentity
 from schemas.resources.life import (
     ApprovalBody,
     Refusal,
@@ -109,6 +110,7 @@ __all__ = [
     "RotatedSecret",
     "SecretRotation",
     "SignatureScheme",
+    "SinkIdentity",
     "Status",
     "Subscription",
     "SubscriptionBody",

@@ -9,16 +9,19 @@ from pydantic import AfterValidator, AliasChoices, ConfigDict, Field, PlainSeria
 from pydantic_core import PydanticCustomError
 
 from schemas.resources.base import Answer, EventType, Page, Printable, Resource
-from schemas.resources.credentials import SinkCredential
+from schemas.resources.credentials import SinkCredential, SinkIdentity, SinkTls
 
 _RESERVED_HEADERS: Final = frozenset(
     {
-        "authorization", "connection", "content-encoding", "content-length", "content-type", "cookie", "expect", "host",
-        "keep-alive", "proxy-authorization", "te", "trailer", "traceparent", "tracestate", "transfer-encoding",
-        "upgrade", "user-agent",
+        "authorization", "connection", "cookie", "cookie2", "date", "expect", "forwarded", "host", "http2-settings",
+        "keep-alive", "range", "te", "trailer", "traceparent", "tracestate", "transfer-encoding", "upgrade",
+        "user-agent", "via",
     }
 )  # fmt: skip
-_RESERVED_HEADER_PREFIXES: Final = ("webhook-", "proxy-", "ce-")
+_RESERVED_HEADER_PREFIXES: Final = ("accept-", "ce-", "content-", "if-", "proxy-", "sec-", "webhook-", "x-forwarded-")
+_LONGEST_HEADER_NAME: Final = 100
+_HEADERS_BYTES: Final = 8192
+"""Of all headers together: what servers take of a request's head is little more."""
 
 
 def _iso_duration(value: timedelta) -> str:
@@ -68,6 +71,12 @@ def _sendable_headers(headers: dict[str, str] | None) -> dict[str, str] | None:
             raise PydanticCustomError("header", "must not set headers of credentials, framing or notification itself")
         if not (value.isascii() and value.isprintable()) or value != value.strip():
             raise PydanticCustomError("header", "must have values of printable ASCII")
+        if len(name) > _LONGEST_HEADER_NAME:
+            raise PydanticCustomError("header", f"must have names of {_LONGEST_HEADER_NAME} characters at most")
+    if len({name.lower() for name in headers or ()}) < len(headers or ()):
+        raise PydanticCustomError("header", "must not set a header twice: case makes no difference in names")
+    if sum(len(name) + len(value) + 4 for name, value in (headers or {}).items()) > _HEADERS_BYTES:
+        raise PydanticCustomError("header", f"must have {_HEADERS_BYTES} bytes at most together")
     return headers
 
 
@@ -181,6 +190,12 @@ class SubscriptionBody(Resource):
         description="What the sink asks to see. Stored encrypted, and never shown: absent leaves it as it is, null "
         "takes it away, and so does another sink, which must not see it.",
     )
+    sink_tls: SinkTls | None = Field(
+        default=None,
+        validation_alias=_either("sinkTls"),
+        description="How we show ourselves to the sink in TLS, and whom we believe. Stored encrypted, and given as a "
+        "whole; stays and goes as `sinkCredential` does.",
+    )
     source: Annotated[Printable, Field(min_length=1, max_length=2048)] | None = Field(
         default=None,
         description="Only events of this source.",
@@ -240,6 +255,7 @@ class _ReadOnly(Resource):
     created_at: Any = Field(default=None, description="Ignored: set by the broker.")
     updated_at: Any = Field(default=None, description="Ignored: set by the broker.")
     health: Any = Field(default=None, description="Ignored: set by the broker.")
+    sink_identity: Any = Field(default=None, description="Ignored: set by the broker.")
     secret: str | None = Field(default=None, description="Ignored when it is the present one; it can't be set.")
 
 
@@ -265,6 +281,7 @@ class SubscriptionPatch(_ReadOnly):
     sink_credential: Any = Field(
         default=None, validation_alias=_either("sinkCredential"), description="As in a subscription."
     )
+    sink_tls: Any = Field(default=None, validation_alias=_either("sinkTls"), description="As in a subscription.")
     source: str | None = Field(default=None, description="As in a subscription.")
     domain: str | None = Field(default=None, description="As in a subscription.")
     types: list[str] | None = Field(default=None, description="As in a subscription; replaced as a whole.")
@@ -313,6 +330,10 @@ class Subscription(Answer):
     )
     protocol: Protocol = Field(description="How notifications are delivered.")
     protocol_settings: HttpSettings | None = Field(default=None, description="How the HTTP request is made.")
+    sink_identity: SinkIdentity | None = Field(
+        default=None,
+        description="What the sink is shown of us by `sinkCredential` and `sinkTls`, without secrets; absent: nothing.",
+    )
     source: str | None = Field(default=None, description="Only events of this source.", examples=[_EXAMPLE["source"]])
     domain: str | None = Field(
         default=None, description="Only events of types within this domain.", examples=["nl.brp"]

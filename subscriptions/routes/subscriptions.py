@@ -13,6 +13,7 @@ from schemas.resources import (
     Health,
     RotatedSecret,
     SecretRotation,
+    SinkIdentity,
     Status,
     Subscription,
     SubscriptionBody,
@@ -21,7 +22,7 @@ from schemas.resources import (
     SubscriptionPatch,
     SubscriptionReplacement,
 )
-from subscriptions import life_cycle
+from subscriptions import credentials, life_cycle
 from subscriptions import subscriptions as service
 from subscriptions.callers import Caller, Scope
 from subscriptions.context import api_url, context_of
@@ -30,7 +31,7 @@ from subscriptions.http import ByCaller, ExpectedVersion, InContext, Route, etag
 from subscriptions.idempotency import Repeatable
 from subscriptions.organisations import get_organisation
 from subscriptions.paging import Paging
-from subscriptions.secrets import KeyRing
+from subscriptions.secrets import KeyRing, SealError
 from subscriptions.tables import organisations, subscriptions
 
 router = APIRouter(prefix="/subscriptions", tags=["subscriptions"], route_class=Route)
@@ -273,6 +274,9 @@ def _members(request: Request, row: AnyRow, oin: str, health: Health, caller: Ca
     said = service.content(row).model_dump(mode="json", exclude_unset=True)
     if caller.is_operator:
         said = {name: value for name, value in said.items() if name not in _NAMES_PERSONS}
+    identity = _sink_identity(request, row)
+    if identity is not None:
+        said["sinkIdentity"] = identity
     return said | {
         "url": f"{api_url(request)}/subscriptions/{row.id}",
         "id": row.id,
@@ -285,3 +289,10 @@ def _members(request: Request, row: AnyRow, oin: str, health: Health, caller: Ca
         "updatedAt": row.updated_at,
         "health": health,
     }
+
+
+def _sink_identity(request: Request, row: AnyRow) -> SinkIdentity | None:
+    try:
+        return credentials.show(credentials.open_identity(row, context_of(request).keys))
+    except SealError:  # a key that is missing comes back; what can be read is shown meanwhile
+        return None

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -48,6 +49,8 @@ class Asked:
     fields: tuple[tuple[str, str], ...]
     body: bytes
     at: float
+    peer: str | None = None
+    """Common name of the client's certificate."""
 
     def all(self, name: str) -> list[str]:
         return [value for field_name, value in self.fields if field_name == name.lower()]
@@ -55,6 +58,12 @@ class Asked:
     def one(self, name: str) -> str:
         [value] = self.all(name)
         return value
+
+
+def _peer(writer: asyncio.StreamWriter) -> str | None:
+    certificate = writer.get_extra_info("peercert") or {}
+    names = [value for part in certificate.get("subject", ()) for name, value in part if name == "commonName"]
+    return names[0] if names else None
 
 
 Answering = Callable[[Asked], bytes | Awaitable[bytes]]
@@ -66,18 +75,19 @@ class RawSink:
 
     answers: dict[tuple[str, str], Answering] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
+    tls: ssl.SSLContext | None = None
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     _open: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def __aenter__(self) -> Self:
-        self.port = await self._open.enter_async_context(serving(self._serve))
+        self.port = await self._open.enter_async_context(serving(self._serve, ssl=self.tls))
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._open.aclose()
 
     def url(self, target: str) -> str:
-        return f"http://127.0.0.1:{self.port}{target}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}{target}"
 
     def of(self, method: str, target: str) -> list[Asked]:
         return [asked for asked in self.asked if (asked.method, asked.target) == (method, target)]
@@ -95,7 +105,7 @@ class RawSink:
             named = tuple((name.lower(), value.strip()) for name, value in fields)
             length = int(dict(named).get("content-length", "0"))
             body = await reader.readexactly(length)
-            asked = Asked(method, target, named, body, asyncio.get_running_loop().time())
+            asked = Asked(method, target, named, body, asyncio.get_running_loop().time(), _peer(writer))
             async with self._changed:
                 self.asked.append(asked)
                 self._changed.notify_all()

@@ -17,6 +17,7 @@ from serving import serving
 from broker.delivery.client import EXCERPT_BYTES, MAX_BODY_BYTES, MAX_HEADER_BYTES, Answer, Client, SendError, Target
 from broker.delivery.fence import Fence
 from broker.delivery.outcomes import Reason
+from broker.delivery.tls import Contexts
 
 FENCE = Fence(allow=[ip_network("127.0.0.0/8")])
 OK = b"HTTP/1.1 204 No Content\r\n\r\n"
@@ -487,7 +488,7 @@ async def test_certificate_must_be_trusted_and_name_the_host(certificates: Path)
     trusting = ssl.create_default_context(cafile=str(certificates / "cert.pem"))
     fence = Fence(allow=[ip_network("127.0.0.0/8"), ip_network("::1/128")])
     async with sink(answering(OK), tls=server) as made:
-        trusted = Client(fence, total_seconds=5, tls=trusting)
+        trusted = Client(fence, total_seconds=5, tls=Contexts(default=trusting))
         assert (await post(trusted, made.target(scheme="https", host="localhost"))).status == 204
         assert (await post(trusted, made.target(scheme="https", host="localhost"))).status == 204
         assert made.connections == 1
