@@ -249,6 +249,15 @@ async def count_messages(channel: AbstractChannel, queue: str) -> int:
     return declared.declaration_result.message_count or 0
 
 
+async def count_waiting(connection: AbstractConnection, queue: str) -> int:
+    """The same of a queue that may not be there yet."""
+    try:
+        async with connection.channel() as channel:
+            return await count_messages(channel, queue)
+    except aio_pika.exceptions.ChannelNotFoundEntity:
+        return 0
+
+
 def read_message(
     body: bytes,
     headers: Mapping[str, Any],

@@ -80,8 +80,9 @@ class Router:
             async with self._engine.begin() as connection:
                 await routes.keep_shared(connection, self._shared)
                 known = await routes.read_domains(connection)
-            await self._declare(rabbit, [domain for domain in known if domain.routed])
-            await self._add_missing(rabbit, known)
+            missing = await self._claim_missing(rabbit, known)
+            # all at once: new queues need a while to settle, and these share it
+            await self._declare(rabbit, [*(domain for domain in known if domain.routed), *missing])
             async with self._engine.begin() as connection:
                 await routes.open_queues(connection, self._shared)
 
@@ -111,21 +112,20 @@ class Router:
                     await amqp.unroute(rabbit, oin, name)
                     async with self._engine.begin() as connection:
                         await routes.forget(connection, name)
-                await self._add_missing(rabbit, known)
+                if missing := await self._claim_missing(rabbit, known):
+                    await self._declare(rabbit, missing)
 
-    async def _add_missing(self, rabbit: AbstractConnection, known: Sequence[Owned]) -> None:
-        """Route the domains that were made without RabbitMQ, as soon as no event of theirs waits in the old way."""
+    async def _claim_missing(self, rabbit: AbstractConnection, known: Sequence[Owned]) -> list[Owned]:
+        """The domains that were made without RabbitMQ, once no event of theirs waits in the old way."""
         missing = [domain for domain in known if not domain.routed]
         if not missing:
-            return
-        async with rabbit.channel() as channel:
-            waiting = sum([await amqp.count_messages(channel, name) for name in self._shared])
+            return []
+        waiting = sum([await amqp.count_waiting(rabbit, name) for name in self._shared])
         if waiting:
             log().warning("routes-wait-for-empty-queues", domains=len(missing), messages=waiting)
-            return
+            return []
         async with self._engine.begin() as connection:
-            claimed = [each for each in missing if await routes.claim(connection, each.name, each.organisation_id)]
-        await self._declare(rabbit, claimed)
+            return [each for each in missing if await routes.claim(connection, each.name, each.organisation_id)]
 
     async def _declare(self, rabbit: AbstractConnection, owned: Sequence[Owned]) -> None:
         """Declare the topology with these domains, and let processes take the queues."""
