@@ -42,6 +42,8 @@ DELIVERIES = Counter("bode_deliveries", "Deliveries that ended, by how.", ["outc
 ATTEMPTS = Counter("bode_attempts", "Attempts, by result: success or the reason of failure.", ["result"])
 LATENCY = Histogram("bode_delivery_latency_seconds", "From acceptance to the sink's success.", buckets=_LATENCY)
 ATTEMPT_SECONDS = Histogram("bode_attempt_seconds", "One attempt, look-up to answer.", buckets=_LATENCY)
+HOLDS = Gauge("bode_holds", "Holds that stand.")
+HELD = Gauge("bode_deliveries_held", "Deliveries of this process passed over because of a hold of a source or type.")
 PENDING = Gauge("bode_deliveries_pending", "Deliveries that have not ended, of the shards of this process.")
 OLDEST_PENDING = Gauge("bode_deliveries_oldest_pending_seconds", "Age of the oldest pending delivery of these shards.")
 BREAKERS_OPEN = Gauge("bode_breakers_open", "Sinks of this process whose circuit breaker is open or half-open.")

@@ -62,6 +62,7 @@ class ChangeKind(StrEnum):
     GRANT = "grant"
     SUBSCRIPTION = "subscription"
     FOLLOW_LIST = "follow-list"
+    HOLD = "hold"
     EVERYTHING = "everything"
 
 
@@ -74,11 +75,12 @@ change_log = Table(
         "kind",
         Text,
         nullable=False,
-        comment="organisation, domain, event-type, grant, subscription, follow-list or everything",
+        comment="organisation, domain, event-type, grant, subscription, follow-list, hold or everything",
     ),
     Column("entity", Text, nullable=False, comment="id of the row that changed; empty for everything"),
     CheckConstraint(
-        "kind IN ('organisation', 'domain', 'event-type', 'grant', 'subscription', 'follow-list', 'everything')",
+        "kind IN ('organisation', 'domain', 'event-type', 'grant', 'subscription', 'follow-list', 'hold', "
+        "'everything')",
         name="kind",
     ),
     comment="Changes that matching must see, contiguous in commit order",

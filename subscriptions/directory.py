@@ -29,22 +29,27 @@ from subscriptions.entries import (
     FollowListsChanged,
     GrantChanged,
     GrantEntry,
+    HoldChanged,
     OrganisationChanged,
     OrganisationEntry,
     ReloadNeeded,
     SubscriptionChanged,
     SubscriptionEntry,
 )
+from subscriptions.held import HoldEntry, Holds
 from subscriptions.notices import NO_GRANT_NEEDED
 from subscriptions.tables import (
     MATCHED,
+    STANDING,
     DataValidation,
+    HoldScope,
     Ordering,
     Protocol,
     Status,
     domains,
     event_types,
     grants,
+    holds,
     organisations,
     subscriptions,
 )
@@ -58,6 +63,7 @@ _ROWS: Final = (
     ChangeKind.EVENT_TYPE,
     ChangeKind.GRANT,
     ChangeKind.SUBSCRIPTION,
+    ChangeKind.HOLD,
 )
 
 
@@ -70,6 +76,7 @@ class Directory:
     event_types: dict[UUID, EventTypeEntry] = field(default_factory=dict)
     grants: dict[UUID, GrantEntry] = field(default_factory=dict)
     subscriptions: dict[int, SubscriptionEntry] = field(default_factory=dict)
+    holds: Holds = field(default_factory=Holds)
     _by_amqp_user: dict[str, OrganisationEntry] = field(default_factory=dict, repr=False)
     _by_source: dict[str, OrganisationEntry] = field(default_factory=dict, repr=False)
     _by_oin: dict[str, OrganisationEntry] = field(default_factory=dict, repr=False)
@@ -159,6 +166,8 @@ class Directory:
                     self.subscriptions.pop(key, None)
                 case SubscriptionChanged(key, SubscriptionEntry() as subscription):
                     self.subscriptions[key] = subscription
+                case HoldChanged(hold, stands):
+                    self.holds.put(hold, stands=stands)
                 case FollowListsChanged():
                     pass  # the lists are held elsewhere
                 case ReloadNeeded():
@@ -220,6 +229,8 @@ async def load(engine: AsyncEngine) -> tuple[int, Directory]:
             directory.apply([DomainChanged(row.id, _domain(row))])
         for row in await connection.execute(_EVENT_TYPES):
             directory.apply([EventTypeChanged(row.id, _event_type(row))])
+        for row in await connection.execute(_HOLDS):
+            directory.apply([HoldChanged(_hold(row), stands=True)])
         async with connection.stream(_GRANTS, execution_options=_STREAMING) as granted:
             async for rows in granted.partitions():
                 directory.apply([GrantChanged(row.id, _grant(row)) for row in rows])
@@ -270,6 +281,9 @@ async def _read(connection: AsyncConnection, kind: ChangeKind, touched: list[UUI
             return [
                 SubscriptionChanged(row.key, _subscription(row) if row.status in MATCHED else None) for row in found
             ]
+        case ChangeKind.HOLD:
+            found = await connection.execute(_EVERY_HOLD.where(holds.c.id == func.any(touched)))
+            return [HoldChanged(_hold(row), stands=row.status in STANDING) for row in found]
         case ChangeKind.FOLLOW_LIST:
             return [FollowListsChanged()]
         case ChangeKind.EVERYTHING:
@@ -328,6 +342,12 @@ _SUBSCRIPTIONS: Final[AnySelect] = select(
 )
 
 
+_EVERY_HOLD: Final[AnySelect] = select(
+    holds.c.id, holds.c.scope, holds.c.value, holds.c.target_id, holds.c.placed_at, holds.c.status
+)
+_HOLDS: Final = _EVERY_HOLD.where(holds.c.status.in_(STANDING))
+
+
 def _organisation(row: AnyRow) -> OrganisationEntry:
     return OrganisationEntry(row.id, row.oin, row.name, row.amqp_user, frozenset(row.sources))
 
@@ -339,6 +359,10 @@ def _domain(row: AnyRow) -> DomainEntry:
 def _event_type(row: AnyRow) -> EventTypeEntry:
     schema = None if row.data_schema is None else DataSchema(row.data_schema)
     return EventTypeEntry(row.id, row.type, row.organisation_id, DataValidation(row.validation), schema)
+
+
+def _hold(row: AnyRow) -> HoldEntry:
+    return HoldEntry(row.id, HoldScope(row.scope), row.value, row.target_id, row.placed_at)
 
 
 def _grant(row: AnyRow) -> GrantEntry:

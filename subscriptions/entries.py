@@ -7,6 +7,7 @@ from uuid import UUID
 
 from schemas.data_schemas import DataSchema
 from schemas.filters import Condition
+from subscriptions.held import HoldEntry
 from subscriptions.tables import DataValidation, Ordering, Status
 
 
@@ -114,6 +115,14 @@ class SubscriptionChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class HoldChanged:
+    """The hold stands from now on, or has ended."""
+
+    hold: HoldEntry
+    stands: bool
+
+
+@dataclass(frozen=True, slots=True)
 class FollowListsChanged:
     """Subjects came onto follow lists or left them; who holds the lists reads which (`follow_lists.read_steps`)."""
 
@@ -129,6 +138,7 @@ Change: TypeAlias = (
     | EventTypeChanged
     | GrantChanged
     | SubscriptionChanged
+    | HoldChanged
     | FollowListsChanged
     | ReloadNeeded
 )

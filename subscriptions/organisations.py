@@ -19,7 +19,7 @@ from subscriptions.coverage import domains_of
 from subscriptions.database import AnyRow
 from subscriptions.tables import domains, organisations
 
-_OIN_SOURCE: Final = "urn:nld:oin:"
+OIN_SOURCE: Final = "urn:nld:oin:"
 _TAKEN: Final = "There is a domain with this name already."
 
 
@@ -182,7 +182,7 @@ async def owner_of(connection: AsyncConnection, name: str) -> UUID | None:
 
 async def _check_sources(connection: AsyncConnection, sources: Sequence[str], own_id: UUID | None) -> None:
     for position, source in enumerate(sources):
-        if source.startswith(_OIN_SOURCE):
+        if source.startswith(OIN_SOURCE):
             reason = "need not be listed: a source that starts with urn:nld:oin: belongs to the organisation it names"
             raise InvalidInput.field(f"/sources/{position}", "source", reason)
     if not sources:

@@ -36,6 +36,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from schemas.resources import DataValidation as DataValidation
+from schemas.resources import HoldScope as HoldScope
+from schemas.resources import HoldStatus as HoldStatus
 from schemas.resources import InformationLevel as InformationLevel
 from schemas.resources import Ordering as Ordering
 from schemas.resources import Protocol as Protocol
@@ -44,6 +46,9 @@ from subscriptions.database import metadata
 
 MATCHED: Final = (Status.ACTIVE, Status.PAUSED, Status.DISABLED)
 """The states in which events are matched and numbered."""
+
+STANDING: Final = (HoldStatus.ACTIVE, HoldStatus.CANCELLING)
+"""The states in which a hold holds."""
 
 
 def _one_of(column: str, values: type[StrEnum]) -> CheckConstraint:
@@ -400,4 +405,34 @@ subscription_follow_lists = Table(
     ),
     Index(None, "list_id"),
     comment="Lists that filters of subscriptions name: of the same organisation, and there as long as they are named",
+)
+
+holds = Table(
+    "holds",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("scope", Text, nullable=False, comment="source, event-type, organisation or subscription"),
+    Column("value", Text, nullable=False, comment="Which, as the API says it"),
+    Column("target_id", Uuid, comment="The organisation or subscription that value names"),
+    Column("owner_id", Uuid, ForeignKey("organisations.id"), comment="The registry whose source or type it is"),
+    Column("reason", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    _now("placed_at"),
+    Column("placed_by", Uuid, ForeignKey("organisations.id"), comment="Empty: the operator"),
+    Column("placed_key", Uuid, comment="The key that placed it"),
+    Column("end_reason", Text, comment="Why it was released or cancelled"),
+    _moment("end_asked_at"),
+    Column("ended_by", Uuid, ForeignKey("organisations.id"), comment="Empty: the operator"),
+    Column("ended_key", Uuid, comment="The key that ended it"),
+    _moment("ended_at"),
+    Column("cancelled", BigInteger, nullable=False, server_default=text("0"), comment="Deliveries, so far"),
+    Column("cursor_subscription", BigInteger, nullable=False, server_default=text("0"), comment="Cancelled up to here"),
+    Column("cursor_sequence", BigInteger, nullable=False, server_default=text("0")),
+    _one_of("scope", HoldScope),
+    _one_of("status", HoldStatus),
+    CheckConstraint("(target_id IS NULL) = (scope IN ('source', 'event-type'))", name="target"),
+    CheckConstraint("(ended_at IS NULL) = (status IN ('active', 'cancelling'))", name="ended"),
+    Index("uq_holds_standing", "scope", "value", unique=True, postgresql_where=text("ended_at IS NULL")),
+    Index(None, "placed_at", "id"),
+    comment="What may not leave, and what became of it: who decided, when and why. Rows stay",
 )

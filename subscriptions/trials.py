@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.problems import Conflict, NotFound, TooManyRequests
 from subscriptions.database import AnyRow
+from subscriptions.holds import covering_subscription
 from subscriptions.tables import MATCHED, Protocol, subscriptions, test_notifications
 
 MOST_A_MINUTE: Final = 6
@@ -34,9 +35,14 @@ async def ask(connection: AsyncConnection, subscription_id: UUID, *, organisatio
     """
     row = (
         await connection.execute(
-            select(subscriptions.c.status, subscriptions.c.validated_at, subscriptions.c.protocol)
+            select(
+                subscriptions.c.status,
+                subscriptions.c.validated_at,
+                subscriptions.c.protocol,
+                covering_subscription().label("held"),
+            )
             .where(subscriptions.c.id == subscription_id, subscriptions.c.organisation_id == organisation_id)
-            .with_for_update()  # one at a time, so that they can be counted
+            .with_for_update(of=subscriptions)  # one at a time, so that they can be counted
         )
     ).one_or_none()
     if row is None or row.status == "ended":
@@ -45,6 +51,8 @@ async def ask(connection: AsyncConnection, subscription_id: UUID, *, organisatio
         raise Conflict("This subscription is pulled: there is no sink to try.")
     if row.status not in MATCHED or row.validated_at is None:
         raise Conflict("The sink has not consented yet, so nothing can be posted to it.")
+    if row.held:
+        raise Conflict("What goes to this subscription is held now, tests too.")
     table = test_notifications.c
     await connection.execute(
         delete(test_notifications).where(
@@ -91,6 +99,7 @@ async def claim(connection: AsyncConnection, limit: int, lease: timedelta) -> Se
             or_(table.claimed_until.is_(None), table.claimed_until < func.now()),
             subscriptions.c.status.in_(MATCHED),
             subscriptions.c.validated_at.is_not(None),
+            ~covering_subscription(),
         )
         .order_by(table.requested_at)
         .limit(limit)

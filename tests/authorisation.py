@@ -30,6 +30,7 @@ class Row:
 
 _SINK: Final = {"sink": "https://afnemer.example.nl/hook", "protocol": "HTTP"}
 _TYPE: Final = {"type": "{domain}.{fresh}", "meaning": "Iets.", "timeMeaning": "Wanneer."}
+_HOLD: Final = {"scope": "event-type", "value": "{domain}.{fresh}", "reason": "Fout."}
 
 MATRIX: Final[dict[str, Row]] = {
     "publishEvents": Row("/events", "registry", right=202, stranger=403, body="event"),
@@ -69,6 +70,13 @@ MATRIX: Final[dict[str, Row]] = {
     "listGrants": Row("/grants", "registry", stranger=OWN_ONLY, operator=200),
     "getGrant": Row("/grants/{grant}", "registry", operator=200),
     "revokeGrant": Row("/grants/{grant}", "registry", right=204, prepare="grant"),
+    "placeHold": Row("/holds", "registry", right=201, stranger=403, operator=201, body=_HOLD),
+    "listHolds": Row("/holds", "registry", stranger=OWN_ONLY, operator=200),
+    "getHold": Row("/holds/{hold}", "registry", operator=200),
+    "releaseHold": Row("/holds/{hold}/release", "registry", operator=200, body={}, prepare="hold"),
+    "cancelHold": Row(
+        "/holds/{hold}/cancellation", "registry", right=202, operator=202, body={"reason": "Fout."}, prepare="hold"
+    ),
     "listDomains": Row("/domains", "anyone", stranger=200, operator=200),
     "createDomain": Row(
         "/domains", "registry", right=201, stranger=409, operator=400, body={"name": "{domain}.{fresh}"}

@@ -63,7 +63,8 @@ async def pull_events(
     """Gives the numbers beyond `after`, in order, whatever became of their delivery.
 
     An answer holds up to `limit` numbers and four MiB of events, but one event at least; go on with `after` =
-    `through`. Pulling alone changes nothing: acknowledge what you took over by its `cursor`.
+    `through`. Pulling alone changes nothing: acknowledge what you took over by its `cursor`. Where a number is held,
+    the answer ends before it, and says so in `held`.
     """
     broker = broker_context_of(request)
     deadline = asyncio.get_running_loop().time() + wait
@@ -78,12 +79,13 @@ async def pull_events(
             reason = "must not be beyond the subscription's last number"
             raise InvalidInput(params=[InvalidParam(location="query", name="after", code="range", reason=reason)])
         remaining = deadline - asyncio.get_running_loop().time()
-        if start < head[0] or numbers or remaining <= 0 or broker.arrivals.full:
-            break
+        last = remaining <= 0 or broker.arrivals.full
+        if start < head[0] or numbers or last:
+            await broker.view.freshen()  # after reading: what was held meanwhile is not shown
+            content, through = await _answer(context, broker, row, numbers, start, head)
+            if through > start or last:
+                return Response(content, media_type="application/json")
         await broker.arrivals.wait(row.key, remaining)
-    await broker.view.freshen()
-    content = await _answer(context, broker, row, numbers, start, head)
-    return Response(content, media_type="application/json")
 
 
 @router.get(
@@ -144,13 +146,22 @@ async def _answer(
     numbers: Sequence[Row[Any]],
     start: int,
     head: tuple[int, int],
-) -> bytes:
+) -> tuple[bytes, int]:
+    """The answer, and its last number."""
     now = datetime.now(UTC)
+    holds = broker.view.directory.holds
+    held = holds.of_subscription(row.organisation_id, row.id)
+    if held is not None:
+        numbers = []
     shown: list[Row[Any]] = []
     hidden: list[_Hidden] = []
     size, through = 0, start
     for number in numbers:
         why = _hindrance(broker, row.organisation_id, number, now)
+        if why is None:
+            held = holds.of_source(number.source) or holds.of_type(number.type)
+            if held is not None:
+                break
         if why is None and shown and size + number.bytes > MOST_BYTES:
             break
         if number.sequence > through + 1:
@@ -161,7 +172,7 @@ async def _answer(
         else:
             hidden.append(_Hidden(number.sequence, number.sequence, *why))
         through = number.sequence
-    if not numbers and head[0] > start:  # all that there was is no longer kept
+    if not numbers and held is None and head[0] > start:  # all that there was is no longer kept
         hidden.append(_Hidden(start + 1, head[0], *_EXPIRED))
         through = head[0]
     async with context.engine.connect() as connection:
@@ -175,8 +186,9 @@ async def _answer(
         "tombstones": [stone.model_dump(mode="json") for stone in _tombstones(hidden)],
         "through": through,
         "cursor": _seal_cursor(context.keys, row.id, through),
+        "held": None if held is None else {"scope": held.scope, "since": held.placed_at},
     }
-    return orjson.dumps(members)
+    return orjson.dumps(members), through
 
 
 class _Hidden(NamedTuple):

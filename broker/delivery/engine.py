@@ -42,6 +42,7 @@ from broker.telemetry import (
     ATTEMPTS,
     BREAKERS_OPEN,
     DELIVERIES,
+    HELD,
     IN_FLIGHT,
     LATENCY,
     WORKER_ERRORS,
@@ -139,6 +140,7 @@ class Engine:
         self._serving_later: asyncio.TimerHandle | None = None
         self._to_disable: asyncio.Queue[tuple[Sink, str]] = asyncio.Queue()
         IN_FLIGHT.set_function(lambda: len(self._attempts))
+        HELD.set_function(lambda: sum(runner.queue.passed_over for runner in self._runners))
 
     # what others tell the engine
 
@@ -146,6 +148,10 @@ class Engine:
         """The subscription was changed: what is in memory of it is read anew."""
         self._runners.drop(subscription)
         self.feeder.wake([subscription])
+
+    def failing_starts_anew(self) -> None:
+        """A hold has ended: sinks are judged by what they do from now on."""
+        self._runners.failing_starts_anew()
 
     def forget(self) -> None:
         """Anything may have changed: all that is in memory is read anew."""

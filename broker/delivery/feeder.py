@@ -6,7 +6,7 @@ doesn't depend on how much more is waiting (promise 7).
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 import asyncpg
@@ -16,6 +16,7 @@ from broker.delivery.lanes import LANE_WINDOW, Delivery
 from broker.delivery.runners import Office, Runner, Runners
 from broker.delivery.settings import DeliverySettings
 from broker.storage import records
+from broker.storage.records import PendingRow
 from broker.storage.tables import accepted_at
 from broker.telemetry import OLDEST_PENDING, WORKER_ERRORS, log
 
@@ -71,9 +72,9 @@ class Feeder:
         self._asked = asyncio.Event()
 
     def wake(self, subscriptions: Iterable[int]) -> None:
-        """There may be something new for these; those of other processes, and that are pulled, are ignored."""
+        """There may be something new for these; those of other processes, and of which nothing goes, are ignored."""
         for key in subscriptions:
-            if self._ownership.holds(self._runners.shard_of(key)) and not self._office.pulled(key):
+            if self._ownership.holds(self._runners.shard_of(key)) and not self._office.kept_back(key):
                 runner = self._runners.get(key)
                 if runner is not None:
                     runner.queue.more = True
@@ -159,20 +160,28 @@ class Feeder:
         try:
             async with self._pool.acquire() as connection:
                 rows = await records.pending_after(connection, cursors, limit)
+                held = await self._held(connection, rows)
         except DATABASE_TROUBLE:
             for runner in wanting:
                 runner.queue.more = True
             raise
         offered: dict[int, list[Delivery]] = {runner.key: [] for runner in wanting}
         for row in rows:
-            offered[row[0]].append(Delivery(*row))
-        self._read_ahead({row[2] for row in rows if not row[5]})  # what waits for its time is read in its time
+            offered[row[0]].append(_delivery(row, held))
+        # what waits for its time is read in its time
+        self._read_ahead({row[2] for row in rows if not row[5] and row[2] not in held})
         now = self._clock()
         for runner in wanting:
             runner.queue.behind = len(offered[runner.key]) == limit
             if runner.queue.behind:
                 runner.queue.more = True
             runner.queue.offer(offered[runner.key], now)
+
+    async def _held(self, connection: asyncpg.Connection, rows: Sequence[PendingRow]) -> dict[int, bool]:
+        """Which events of rows are held; what they are is read only where something is."""
+        if not rows or not self._office.holds_events:
+            return {}
+        return self._office.held_events(await records.described(connection, list({row[2] for row in rows})))
 
     async def _feed_lanes(self, runner: Runner) -> None:
         asked = runner.queue.lanes_to_fetch()
@@ -184,15 +193,25 @@ class Feeder:
                 rows = await records.pending_of_lanes(
                     connection, [(key, lane, after, cursor) for lane, after in asked], LANE_WINDOW
                 )
+                held = await self._held(connection, rows)
         except DATABASE_TROUBLE:
             runner.queue.ask_again(asked)  # else these lanes would stand still for ever
             raise
         found: dict[int, list[Delivery]] = {lane: [] for lane, _ in asked}
         for row in rows:
-            delivery = Delivery(*row)
-            if delivery.lane is not None:
-                found[delivery.lane].append(delivery)
+            if row[3] is not None:
+                found[row[3]].append(_delivery(row, held))
         now = self._clock()
         for lane, after in asked:
             complete = len(found[lane]) < LANE_WINDOW
             runner.queue.offer_lane(lane, found[lane], after=after, complete=complete, now=now)
+
+
+def _delivery(row: PendingRow, held: Mapping[int, bool]) -> Delivery:
+    delivery = Delivery(*row)
+    by_source = held.get(delivery.event_key)
+    if by_source is not None:
+        delivery.held = True
+        if by_source and delivery.lane:  # all of its lane has this source, so the lane need not be remembered
+            delivery.lane = None
+    return delivery

@@ -101,7 +101,11 @@ class Heartbeats:
             return False
         async with self._pool.acquire() as connection:
             beats, more = await heartbeats.claim(connection, self._settings.shards, held, room)
-        due = {beat.subscription: beat for beat in beats if not self._resting(beat.subscription)}
+        due = {
+            beat.subscription: beat
+            for beat in beats
+            if self._office.sends(beat.subscription) and not self._resting(beat.subscription)
+        }
         for sink in await self._sinks(due):
             key = sink.config.key
             if key not in self._under_way and self._ownership.holds(key % self._settings.shards):

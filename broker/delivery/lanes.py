@@ -10,6 +10,9 @@ it. So the memory it takes depends neither on the backlog nor on how the backlog
                  ▼             └──► timed ◄──────────────────────────────────────┘
               waiting / in the database
 
+What is held is passed over, and with it the rest of its lane: nothing of it is kept in memory but the lane, so the rows
+behind it are reached however many are held. When a hold ends, all is read anew.
+
 A lane whose first waits for its time keeps nothing else in memory, so that failing lanes, however many and however
 long, leave the window to the others.
 """
@@ -33,6 +36,8 @@ class Delivery:
     lane: int | None
     attempts: int = 0
     due: float = 0.0
+    held: bool = False
+    """It may not go, and so may nothing behind it in its lane."""
 
     def __lt__(self, other: "Delivery") -> bool:
         return (self.due, self.sequence) < (other.due, other.sequence)
@@ -65,6 +70,10 @@ class RunQueue:
         self._timed: list[Delivery] = []
         self._lanes: dict[int, _Lane] = {}
         self._waiting = 0
+        self.passed_over = 0
+        """Deliveries that are held, or behind such a one; they are read anew when a hold ends."""
+        self._barred: set[int] = set()
+        """Lanes in which something is held."""
         self._to_fetch: dict[int, int] = {}
 
     @property
@@ -80,7 +89,12 @@ class RunQueue:
     @property
     def idle(self) -> bool:
         """Nothing is here, under way or known to be in the database."""
-        return not (self.more or self._ready or self._timed or self._lanes)
+        return not (self.more or self._ready or self._timed or self._lanes or self.passed_over)
+
+    @property
+    def barred(self) -> int:
+        """Lanes that are remembered because something in them is held."""
+        return len(self._barred)
 
     def offer(self, rows: Sequence[Delivery], now: float) -> None:
         """Take rows from the database, in order of number and beyond the cursor."""
@@ -88,6 +102,9 @@ class RunQueue:
             if row.sequence <= self.cursor:
                 continue
             self.cursor, self.cursor_key = row.sequence, row.event_key
+            if row.held or row.lane in self._barred:
+                self._pass_over(row)
+                continue
             if row.lane is None:
                 self._place(row, now)
                 continue
@@ -159,6 +176,10 @@ class RunQueue:
         lane.fetching = False
         if not complete:
             lane.goes_on = True
+        held = next((position for position, row in enumerate(rows) if row.held), None)
+        if held is not None:
+            self._pass_over(rows[held])
+            rows, lane.goes_on = rows[:held], False
         if not rows:
             if lane.goes_on:  # rows came by while we asked; what is not beyond `after` may have gone already
                 self._fetch(lane_key, lane, after)
@@ -168,6 +189,11 @@ class RunQueue:
         lane.waiting.extend(rows[1:])
         self._waiting += len(rows) - 1
         self._place(rows[0], now)
+
+    def _pass_over(self, delivery: Delivery) -> None:
+        self.passed_over += 1
+        if delivery.lane is not None:
+            self._barred.add(delivery.lane)
 
     def _place(self, delivery: Delivery, now: float) -> None:
         if delivery.due > now:

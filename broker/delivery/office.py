@@ -1,7 +1,7 @@
 """What delivery knows of subscriptions and grants, kept current from the change log (promises 6 and 8)."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from uuid import UUID
 
@@ -9,11 +9,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from broker.storage.sealing import excerpt_purpose
-from broker.telemetry import APPLIED_VERSION, WORKER_ERRORS, log
+from broker.telemetry import APPLIED_VERSION, HOLDS, WORKER_ERRORS, log
 from subscriptions import directory, life_cycle
 from subscriptions.change_log import changing
 from subscriptions.directory import Directory
-from subscriptions.entries import ReloadNeeded, SubscriptionChanged
+from subscriptions.entries import HoldChanged, ReloadNeeded, SubscriptionChanged, SubscriptionEntry
+from subscriptions.held import HoldEntry
 from subscriptions.secrets import KeyRing
 from subscriptions.sinks import SinkConfig, load_sinks
 
@@ -30,12 +31,14 @@ class DirectoryOffice:
         keys: KeyRing,
         *,
         changed: Callable[[int], None],
+        hold_ended: Callable[[], None],
         reloaded: Callable[[], None],
         applied: Callable[[], None],
     ) -> None:
         self._engine = engine
         self._keys = keys
         self._changed = changed
+        self._hold_ended = hold_ended
         self._reloaded = reloaded
         self._applied = applied
         self._asked = asyncio.Event()
@@ -46,6 +49,7 @@ class DirectoryOffice:
     async def load(self) -> None:
         """Read everything anew."""
         self.version, self._directory = await directory.load(self._engine)
+        HOLDS.set(len(self._directory.holds.entries))
         APPLIED_VERSION.set(self.version)
         self._reloaded()
         self._applied()
@@ -86,9 +90,27 @@ class DirectoryOffice:
         self.version = version
         APPLIED_VERSION.set(version)
         for change in changes:
-            if isinstance(change, SubscriptionChanged):
-                self._changed(change.key)
+            match change:
+                case SubscriptionChanged(key):
+                    self._changed(key)
+                case HoldChanged(hold, stands):
+                    self._apply_hold(hold, stands=stands)
+        HOLDS.set(len(self._directory.holds.entries))
         self._applied()
+
+    def _apply_hold(self, hold: HoldEntry, *, stands: bool) -> None:
+        """What is in memory is dropped before anything else of it starts, and read anew as far as it may go."""
+        if not stands:
+            self._hold_ended()
+        if hold.target_id is None:
+            self._reloaded()  # any subscription may have something of it
+            return
+        for entry in list(self._directory.subscriptions.values()):
+            if hold.target_id in (entry.id, entry.organisation_id):
+                self._changed(entry.key)
+
+    def _held(self, entry: SubscriptionEntry) -> bool:
+        return self._directory.holds.of_subscription(entry.organisation_id, entry.id) is not None
 
     async def load_sinks(self, keys: list[int]) -> list[SinkConfig]:
         """The sinks of these subscriptions, as they are now."""
@@ -96,14 +118,34 @@ class DirectoryOffice:
             return await load_sinks(self._engine, self._keys, keys)
 
     def sends(self, key: int) -> bool:
-        """Whether a subscription is active and has a sink."""
+        """Whether a subscription is active, has a sink, and isn't held as a whole."""
         entry = self._directory.subscriptions.get(key)
-        return entry is not None and entry.sent
+        return entry is not None and entry.sent and not self._held(entry)
+
+    def kept_back(self, key: int) -> bool:
+        """Whether a subscription is pulled, or held as a whole."""
+        entry = self._directory.subscriptions.get(key)
+        return entry is not None and (entry.pulled or self._held(entry))
 
     def pulled(self, key: int) -> bool:
         """Whether a subscription is pulled."""
         entry = self._directory.subscriptions.get(key)
         return entry is not None and entry.pulled
+
+    @property
+    def holds_events(self) -> bool:
+        """Whether any source or type is held."""
+        return self._directory.holds.of_events
+
+    def held_events(self, described: Mapping[int, tuple[str, str]]) -> dict[int, bool]:
+        """Which of these events (by key, with source and type) are held: true: by source."""
+        holds, held = self._directory.holds, {}
+        for key, (source, event_type) in described.items():
+            if holds.of_source(source) is not None:
+                held[key] = True
+            elif holds.of_type(event_type) is not None:
+                held[key] = False
+        return held
 
     def granted(self, organisation_id: UUID, event_type: str, now: datetime) -> UUID | None:
         """The grant on which an organisation may receive a type now."""

@@ -6,7 +6,7 @@ what is in memory is read anew. The pace outlives it, so that a sick sink doesn'
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,6 +24,8 @@ from subscriptions.tables import Status
 
 _LONGEST_TIMER: Final = 3600.0
 _EARLY_ENOUGH: Final = 0.001
+_BARRED_MAX: Final = 100_000
+"""Lanes of one subscription in which something is held, in memory; above it nothing new is read for it."""
 _TIMED_MAX: Final = 10_000
 """Lanes of one sink that wait for a retry in memory; above it nothing new is read for the sink."""
 
@@ -39,6 +41,16 @@ class Office(Protocol):
 
     def pulled(self, key: int) -> bool:
         """Whether its provider fetches what is pending."""
+
+    def kept_back(self, key: int) -> bool:
+        """Whether nothing of it is to be read for sending: it is pulled, or held as a whole."""
+
+    def held_events(self, described: Mapping[int, tuple[str, str]]) -> dict[int, bool]:
+        """Which of these events (by key, with source and type) are held: true: by source."""
+
+    @property
+    def holds_events(self) -> bool:
+        """Whether any source or type is held."""
 
     def granted(self, organisation_id: UUID, event_type: str, now: datetime) -> UUID | None:
         """The grant on which this may be sent now, if any."""
@@ -123,6 +135,8 @@ class Runners:
 
     def has_room(self, runner: Runner) -> bool:
         """Whether more may be read for it. A sick sink needs its next delivery in memory, and no more."""
+        if runner.queue.barred >= _BARRED_MAX:
+            return False
         if runner.pace.state is not BreakerState.CLOSED:
             return runner.queue.buffered == 0
         return runner.queue.buffered <= self._settings.window // 2 and runner.queue.timed < _TIMED_MAX
@@ -176,6 +190,8 @@ class Runners:
                 continue  # changed while it was read: what was read may be from before
             if config.status is not Status.ACTIVE:
                 self._forget_pace(config.key)
+            elif not self._office.sends(config.key):
+                continue  # held as a whole
             elif config.key not in self._runners and self.accepting:
                 try:
                     sink = Sink.of(config, self._settings.origin)
@@ -238,6 +254,11 @@ class Runners:
         """The pace of a sink, if anything was sent to it lately."""
         known = self._paces.get(key)
         return None if known is None else known[1]
+
+    def failing_starts_anew(self) -> None:
+        """Something was held until now: that time must not count as time that sinks accepted nothing."""
+        for _, pace in self._paces.values():
+            pace.failing_since, pace.noted = None, False
 
     def _forget_pace(self, key: int) -> None:
         _, pace = self._paces.pop(key, ("", None))

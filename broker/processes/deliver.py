@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 
 from broker.delivery.authorization import Authorizer
 from broker.delivery.bodies import Bodies
+from broker.delivery.cancelling import HoldCanceller
 from broker.delivery.client import Client
 from broker.delivery.engine import Engine
 from broker.delivery.feeder import DATABASE_TROUBLE
@@ -89,11 +90,13 @@ class DeliverProcess:
             keys=resources.keys,
         )
         self._housekeeper = Housekeeper(resources.pool, resources.engine, settings.accounting, settings.retention)
+        self._hold_canceller = HoldCanceller(resources.pool, resources.engine)
         self._trials = Trials(resources.engine, resources.keys, sender, self._delivery.origin)
         self.office = DirectoryOffice(
             resources.engine,
             resources.keys,
             changed=self._subscription_changed,
+            hold_ended=self._hold_ended,
             reloaded=self._everything_changed,
             applied=self._changes_applied,
         )
@@ -152,6 +155,7 @@ class DeliverProcess:
             "handshakes": self._handshaker.run,
             "heartbeats": self._heartbeats.run,
             "test-notifications": self._trials.run,
+            "holds": self._hold_canceller.run,
             "house": self._keep_house,
             "housekeeping": self._housekeeper.run,
             "site": self._site.run,
@@ -186,6 +190,9 @@ class DeliverProcess:
         self._engine.changed(key)
         self._handshaker.ask()
 
+    def _hold_ended(self) -> None:
+        self._engine.failing_starts_anew()
+
     def _everything_changed(self) -> None:
         self._engine.forget()
         self._sweep_asked.set()
@@ -197,6 +204,7 @@ class DeliverProcess:
         self.office.ask()
         self._handshaker.ask()
         self._trials.ask()
+        self._hold_canceller.ask()
 
     def _listening_again(self) -> None:
         self._sweep_asked.set()

@@ -16,8 +16,8 @@ PORTION: Final = 5_000
 
 _LOG: Final = text(
     """
-    SELECT delivery.sequence, delivery.event_key, delivery.state::text AS state, delivery.reason, event.type,
-           event.bytes
+    SELECT delivery.sequence, delivery.event_key, delivery.state::text AS state, delivery.reason, event.source,
+           event.type, event.bytes
     FROM (
         SELECT sequence, event_key, state, reason FROM deliveries
         WHERE subscription = :key AND sequence > :after ORDER BY sequence LIMIT :limit

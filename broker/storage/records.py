@@ -60,6 +60,10 @@ SELECT subscription, event_key FROM heads LIMIT $2
 """
 """The subscriptions with something pending, each with its first: one index probe for each, whatever the backlog."""
 
+_DESCRIBED = """
+SELECT key, source, type FROM events WHERE key = ANY($1::bigint[])
+"""
+
 _BODIES = """
 SELECT key, type, body FROM events WHERE key = ANY($1::bigint[]) AND body <> ''
 """
@@ -207,6 +211,11 @@ async def pending_of_lanes(
 async def pending_heads(connection: asyncpg.Connection, after: int, limit: int) -> list[tuple[int, int]]:
     """Subscriptions above `after` that have something pending, with the event key of their first."""
     return [tuple(row) for row in await connection.fetch(_PENDING_HEADS, after, limit)]
+
+
+async def described(connection: asyncpg.Connection, keys: Sequence[int]) -> dict[int, tuple[str, str]]:
+    """Source and type of events; those that are gone are missing."""
+    return {row[0]: (row[1], row[2]) for row in await connection.fetch(_DESCRIBED, keys)}
 
 
 async def bodies(connection: asyncpg.Connection, keys: Sequence[int]) -> list[tuple[int, str, bytes]]:

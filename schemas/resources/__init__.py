@@ -18,6 +18,15 @@ from schemas.resources.catalogue import (
     InformationLevel,
 )
 from schemas.resources.credentials import SinkIdentity
+from schemas.resources.holds import (
+    Hold,
+    HoldBody,
+    HoldCancellation,
+    HoldPage,
+    HoldRelease,
+    HoldScope,
+    HoldStatus,
+)
 from schemas.resources.life import (
     ApprovalBody,
     Refusal,
@@ -87,6 +96,13 @@ __all__ = [
     "GrantPage",
     "HandshakeConsent",
     "Health",
+    "Hold",
+    "HoldBody",
+    "HoldCancellation",
+    "HoldPage",
+    "HoldRelease",
+    "HoldScope",
+    "HoldStatus",
     "HttpSettings",
     "InformationLevel",
     "Key",

@@ -1,5 +1,6 @@
 """Pulling, as the API says it: a subscription's log by number, and how far a provider has come."""
 
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -7,6 +8,14 @@ from pydantic import Field
 
 from schemas.resources.base import Answer, Resource
 from schemas.resources.evidence import Tombstone
+from schemas.resources.holds import HoldScope
+
+
+class PullHeld(Answer):
+    """Why a pull goes no further: what follows is held, and kept."""
+
+    scope: HoldScope = Field(description="What is held.", examples=["source"])
+    since: datetime = Field(description="Since when.")
 
 
 class PulledEvents(Answer):
@@ -39,6 +48,9 @@ class PulledEvents(Answer):
         max_length=200,
         description="Acknowledges every number up to `through`, by PUT to the subscription's cursor.",
         examples=["AWUzb2Z…"],
+    )
+    held: PullHeld | None = Field(
+        description="Set where the number after `through` is held: it comes when the hold ends. Null: nothing is."
     )
 
 

@@ -15,6 +15,7 @@ from subscriptions.routes import (
     grants,
     handshakes,
     history,
+    holds,
     keys,
     organisations,
     requests,
@@ -34,6 +35,7 @@ _PARTS = (
     organisations,
     keys,
     handshakes,
+    holds,
 )
 
 

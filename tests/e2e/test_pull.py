@@ -151,3 +151,43 @@ async def test_a_subscription_that_is_pulled_has_everything_until_it_is_acknowle
         "GET", f"/subscriptions/{made['id']}/reconciliation?from=1&to=7", "gemeente"
     )
     assert account["completeThrough"] == 7
+
+
+async def test_a_pull_ends_before_what_is_held_and_says_so(installation: Installation, receiver: Receiver) -> None:
+    fine, wrong = "nl.brp.vrij", "nl.brp.vastgehouden"
+    _, made, _ = await installation.call(
+        "POST", "/subscriptions", "gemeente", {"protocol": "PULL", "types": [fine, wrong]}
+    )
+    source = installation.source("brp")
+    await installation.publish("brp", [event(source, kind, "a") for kind in (fine, fine, wrong, fine)])
+    await installation.wait_for_health("gemeente", made["id"], lastSequence=4)
+    holds = []
+    for scope, value in (("event-type", wrong), ("subscription", made["id"])):
+        status, hold, _ = await installation.call(
+            "POST", "/holds", "operator", {"scope": scope, "value": value, "reason": "Fout."}
+        )
+        assert status == 201
+        holds.append(hold)
+
+    async def release(hold: dict[str, Any]) -> None:
+        status, _, _ = await installation.call("POST", f"/holds/{hold['id']}/release", "operator", {})
+        assert status == 200
+
+    try:
+        answer = await _pull(installation, made["id"])
+        assert (answer["events"], answer["through"], answer["held"]["scope"]) == ([], 0, "subscription")
+    finally:
+        await release(holds[1])
+    try:
+        answer = await _pull(installation, made["id"])
+        assert [each["subscriptionsequence"] for each in answer["events"]] == ["1", "2"]
+        assert (answer["through"], answer["lastSequence"], answer["held"]["scope"]) == (2, 4, "event-type")
+        await installation.call("PUT", f"/subscriptions/{made['id']}/cursor", "gemeente", {"cursor": answer["cursor"]})
+        waiting = asyncio.create_task(_pull(installation, made["id"], "?wait=30"))
+        answer = await _pull(installation, made["id"], "?wait=1")
+        assert (answer["events"], answer["tombstones"], answer["through"]) == ([], [], 2)
+        assert (answer["completeThrough"], answer["held"]["scope"]) == (2, "event-type")
+    finally:
+        await release(holds[0])
+    assert [each["subscriptionsequence"] for each in (await waiting)["events"]] == ["3", "4"]
+    assert (await _pull(installation, made["id"], "?after=2"))["held"] is None

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -31,9 +31,10 @@ class Row:
     due: float = 0.0
     ended: bool = False
     """As recorded, so as a query sees it."""
+    held: bool = False
 
     def read(self) -> Delivery:
-        return Delivery(1, self.sequence, self.sequence * 10, self.lane, due=self.due)
+        return Delivery(1, self.sequence, self.sequence * 10, self.lane, due=self.due, held=self.held)
 
 
 class Database:
@@ -286,3 +287,27 @@ def test_delivery_whose_outcome_is_not_recorded_yet_is_not_read_again() -> None:
     feed(queue, database)
     assert queue.take(0.0) is None
     assert queue.idle or queue.more
+
+
+@given(st.lists(st.tuples(LANES, st.booleans()), max_size=60))
+def test_what_is_held_and_what_is_behind_it_in_its_lane_is_passed_over_and_nothing_else(
+    rows: list[tuple[int | None, bool]],
+) -> None:
+    queue, database = RunQueue(), Database()
+    for lane, held in rows:
+        database.add(lane)
+        database.rows[-1].held = held
+    barred, expected = set(), []
+    for number, (lane, held) in enumerate(rows, 1):
+        if held and lane is not None:
+            barred.add(lane)
+        if not held and lane not in barred:
+            expected.append(number)
+    came = list[int]()
+    while queue.more or queue.wants_lanes:  # a window that is held as a whole gives nothing, and is not the end
+        came += drain(queue, database)[0]
+    assert sorted(came) == expected
+    for lane in (1, 2):
+        in_lane = [number for number in came if database.row(number).lane == lane]
+        assert in_lane == sorted(in_lane)
+    assert queue.idle == (len(expected) == len(rows)), "who has something held is not forgotten"

@@ -1,6 +1,7 @@
 """What is in memory of a subscription is never older than its last change."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -32,6 +33,20 @@ class Office:
         self.asked.set()
         await self.answer.wait()
         return found
+
+    holds_events = False
+
+    def sends(self, key: int) -> bool:
+        return self.sink.key == key and self.sink.status is Status.ACTIVE
+
+    def pulled(self, key: int) -> bool:
+        raise NotImplementedError
+
+    def kept_back(self, key: int) -> bool:
+        raise NotImplementedError
+
+    def held_events(self, described: Mapping[int, tuple[str, str]]) -> dict[int, bool]:
+        raise NotImplementedError
 
     def granted(self, organisation_id: UUID, event_type: str, now: datetime) -> UUID | None:
         raise NotImplementedError
