@@ -36,6 +36,15 @@ MATRIX: Final[dict[str, Row]] = {
     "publishEvents": Row("/events", "registry", right=202, stranger=403, body="event"),
     "listRejections": Row("/rejections", "registry", stranger=OWN_ONLY, operator=200),
     "listDeadLetters": Row("/dead-letters", "provider", stranger=OWN_ONLY, operator=200),
+    "getDeadLetter": Row("/dead-letters/{delivery}", "provider", right=404, operator=404),
+    "retryDeadLetter": Row("/dead-letters/{delivery}/retries", "provider", right=404, operator=404),
+    "discardDeadLetter": Row(
+        "/dead-letters/{delivery}/discards", "provider", right=404, operator=404, body={"reason": "Oud."}
+    ),
+    "retryDeadLetters": Row("/subscriptions/{subscription}/dead-letters/retries", "provider", operator=200, body={}),
+    "discardDeadLetters": Row(
+        "/subscriptions/{subscription}/dead-letters/discards", "provider", operator=200, body={"because": "Oud."}
+    ),
     "reconcile": Row("/subscriptions/{subscription}/reconciliation", "provider", operator=200),
     "pullEvents": Row("/subscriptions/{subscription}/events", "provider"),
     "getCursor": Row("/subscriptions/{subscription}/cursor", "provider"),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter, FastAPI
 from starlette.routing import Route
 
-from broker.api import events, outcomes, previews, pulling, reconciliation, traces
+from broker.api import dead_letters, events, outcomes, previews, pulling, reconciliation, traces
 from broker.api.context import BrokerContext
 from subscriptions.context import API_PREFIX, Context
 from subscriptions.routes import install
@@ -31,6 +31,7 @@ def create_app(context: Context, broker_context: BrokerContext, status_pages: Se
     router = APIRouter(prefix=API_PREFIX, redirect_slashes=False)
     router.include_router(events.router)
     router.include_router(outcomes.router)
+    router.include_router(dead_letters.router)
     router.include_router(reconciliation.router)
     router.include_router(pulling.router)
     router.include_router(traces.router)

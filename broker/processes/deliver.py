@@ -27,6 +27,7 @@ from broker.processes.workers import Readiness, run_workers, stop_on_signals
 from broker.settings import Settings
 from broker.storage import installation, leases, records
 from broker.storage.acceptance import DELIVERIES_CHANNEL, EVERYTHING
+from broker.storage.dead_letters import AGAIN_CHANNEL
 from broker.storage.leases import SHARD_LEASE
 from broker.storage.listening import Listener
 from broker.storage.partitions import ensure_partitions
@@ -133,7 +134,7 @@ class DeliverProcess:
         )
         self._listener = Listener(
             resources.dsn,
-            {DELIVERIES_CHANNEL: self._woken, CHANGES_CHANNEL: self._changes_told},
+            {DELIVERIES_CHANNEL: self._woken, CHANGES_CHANNEL: self._changes_told, AGAIN_CHANNEL: self._told_again},
             self._listening_again,
             leases.application_name(owner),
         )
@@ -206,7 +207,11 @@ class DeliverProcess:
         self._trials.ask()
         self._hold_canceller.ask()
 
+    def _told_again(self, payload: str) -> None:
+        self._engine.changed(int(payload))
+
     def _listening_again(self) -> None:
+        self._engine.forget()  # what was retried meanwhile lies below what was read
         self._sweep_asked.set()
         self.office.ask()
 

@@ -140,9 +140,9 @@ _ATTEMPTS: Final = text(
         SELECT * FROM attempts
         WHERE attempts.subscription = asked.subscription AND attempts.sequence = asked.sequence
           AND attempts.event_key = :event_key
-        ORDER BY attempts.attempt LIMIT 100
+        ORDER BY attempts.started_at, attempts.attempt LIMIT 100
     ) AS failed
-    ORDER BY failed.subscription, failed.attempt
+    ORDER BY failed.subscription, failed.started_at, failed.attempt
     """
 )
 """The failed attempts of deliveries of one event."""

@@ -1,4 +1,4 @@
-"""What people's requests read and change of deliveries: health, rejections, dead letters, cancellations.
+"""What people's requests read and change of deliveries: health, rejections, cancellations.
 
 These run in the API's transactions. The cost of a reading doesn't grow with a backlog; a cancellation's does, with the
 rows that it cancels.
@@ -12,8 +12,7 @@ from sqlalchemy import Row, Select, TextClause, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from broker.storage.tables import deliveries, events, rejections
-from subscriptions.tables import subscriptions
+from broker.storage.tables import rejections
 
 _TRIES: Final = 8
 _DEADLOCK: Final = "40P01"
@@ -123,33 +122,9 @@ async def read_health(connection: AsyncConnection, keys: Sequence[int]) -> Seque
 
 
 REJECTIONS_ORDER: Final = (rejections.c.id,)
-DEAD_LETTERS_ORDER: Final = (deliveries.c.subscription, deliveries.c.sequence)
 
 
 def rejections_of(organisation_id: UUID | None) -> Select[Any]:
     """The rejections of a registry; None: of all publishers, the unknown ones too."""
     statement = select(rejections)
     return statement if organisation_id is None else statement.where(rejections.c.organisation_id == organisation_id)
-
-
-def dead_letters_of(organisation_id: UUID | None) -> Select[Any]:
-    """The dead letters of a provider's subscriptions; None: of all."""
-    statement = (
-        select(
-            deliveries.c.subscription,
-            deliveries.c.sequence,
-            deliveries.c.event_key,
-            deliveries.c.attempts,
-            deliveries.c.ended_at,
-            deliveries.c.status,
-            deliveries.c.reason,
-            subscriptions.c.id.label("subscription_id"),
-            events.c.source,
-            events.c.id.label("event_id"),
-            events.c.type,
-        )
-        .join(subscriptions, subscriptions.c.key == deliveries.c.subscription)
-        .outerjoin(events, events.c.key == deliveries.c.event_key)
-        .where(deliveries.c.state == "dead")
-    )
-    return statement if organisation_id is None else statement.where(subscriptions.c.organisation_id == organisation_id)

@@ -59,4 +59,4 @@ class RejectionPage(Page[Rejection]):
 
 
 class DeadLetterPage(Page[DeadLetter]):
-    """One page of dead letters, in order of time."""
+    """One page of dead letters, by subscription and number."""

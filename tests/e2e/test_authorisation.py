@@ -133,6 +133,7 @@ async def stage(installation: Installation) -> Stage:
     names["event"] = json.loads(sent)["id"]
     status, _ = await stage.call(manage, "POST", "/events", sent)
     assert status in (200, 202)
+    names["delivery"] = f"dlv_{names['subscription'].replace('-', '')}_1"
     for _ in range(2):  # a list of two has cursors
         await stage.prepare("subscription")
     _, pulled = await stage.call(

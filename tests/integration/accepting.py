@@ -127,6 +127,13 @@ class Broker:
         await self.grant(publisher, oin)
         return await self.subscribe(key, types=[f"{publisher.domain}.iets"], **members)
 
+    async def key_of(self, subscribed: Subscribed) -> str:
+        """A key of a subscription's provider."""
+        owner = await self.pool.fetchval("SELECT organisation_id FROM subscriptions WHERE id = $1", subscribed.id)
+        async with changing(self.world.engine) as connection:
+            key, _ = await create_key(connection, organisation_id=owner, scopes=[Scope.CONSUME])
+        return key
+
     async def deliveries(self, *keys: int) -> Sequence[asyncpg.Record]:
         return await self.pool.fetch(
             "SELECT * FROM deliveries WHERE subscription = ANY($1::bigint[]) ORDER BY subscription, sequence", keys

@@ -10,12 +10,13 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from accepting import Broker, Publisher, Subscribed, broker, migrated
+from broker_api import serve
 from fastapi import APIRouter
 from managing import administer, drop_database, sibling
 
-from broker.api import reconciliation
+from broker.api import dead_letters, reconciliation
 from broker.processes.housekeeping import PRUNE, RETAIN, Housekeeper
-from broker.storage import accounting, jobs, retention, retirement
+from broker.storage import accounting, jobs, records, retention, retirement
 from broker.storage.partitions import ensure_partitions
 from broker.storage.records import bodies
 from broker.storage.retention import Day
@@ -310,6 +311,37 @@ async def test_dead_letter_that_was_sent_after_all_is_retired_in_its_turn(bode: 
     await keep(bode, now=NOW + timedelta(days=61))
     assert [row["sequence"] for row in await bode.deliveries(subscription.key)] == [4]
     assert await bode.pool.fetchval("SELECT count(*) FROM events") == 1
+    await nothing_is_off(bode, subscription)
+
+
+async def test_kept_dead_letters_are_retried_and_discarded_like_others(bode: Broker) -> None:
+    publisher = await bode.publisher()
+    subscription = await bode.subscribed(publisher)
+    await accept(bode, publisher, 4, 70)
+    await end(bode, subscription, "dead", 1, 3)
+    await bode.pool.execute("UPDATE deliveries SET attempts = 1")
+    await end(bode, subscription, "delivered", 4, 4)
+    await keep(bode)
+    await serve(bode, dead_letters.router)
+    key = await bode.key_of(subscription)
+    done = await bode.world.call(
+        "POST", f"/subscriptions/{subscription.id}/dead-letters/retries", key=key, body={"numbers": [1, 2]}
+    )
+    assert (done.status, done.json["retried"]) == (200, 2)
+    place = f"/dead-letters/dlv_{subscription.id.hex}_3"
+    assert len((await bode.world.call("GET", place, key=key)).json["failedAttempts"]) == 1
+    assert (await bode.world.call("POST", f"{place}/discards", key=key, body={"reason": "oud"})).status == 200
+    await nothing_is_off(bode, subscription)
+    await keep(bode)
+    rows = await bode.deliveries(subscription.key)
+    assert [(row["sequence"], row["state"]) for row in rows] == [(1, "pending"), (2, "pending"), (3, "cancelled")]
+    async with bode.pool.acquire() as connection:
+        found = await records.pending_after(connection, [(subscription.key, 0, 0)], 10)
+        assert [row[1] for row in found] == [1, 2]
+        assert len(await bodies(connection, [row[2] for row in found])) == 2
+    await end(bode, subscription, "delivered", 1, 2)
+    await keep(bode, now=NOW + timedelta(days=61))
+    assert await bode.deliveries(subscription.key) == []
     await nothing_is_off(bode, subscription)
 
 
