@@ -73,17 +73,17 @@ def read_private_key(pem: str) -> PrivateKeyTypes:
     return key
 
 
-def check_chain(chain: Sequence[x509.Certificate], now: datetime) -> None:
-    """Judges a client's chain.
+def check_chain(chain: Sequence[x509.Certificate], now: datetime | None) -> None:
+    """Judges a client's chain; without `now`, not when it is valid.
 
     Raises:
         CertificateError: not valid now, not for clients, or not in order.
     """
     for number, certificate in enumerate(chain, 1):
         which = "the certificate" if number == 1 else f"certificate {number} of the chain"
-        if now < certificate.not_valid_before_utc:
+        if now is not None and now < certificate.not_valid_before_utc:
             raise CertificateError(f"{which} is not valid yet")
-        if now >= certificate.not_valid_after_utc:
+        if now is not None and now >= certificate.not_valid_after_utc:
             raise CertificateError(f"{which} has expired")
         if isinstance(certificate.signature_hash_algorithm, (MD5, SHA1)):
             raise CertificateError(f"{which} is signed with a digest that is no longer trusted")
@@ -99,7 +99,7 @@ def check_chain(chain: Sequence[x509.Certificate], now: datetime) -> None:
     _check_use(chain[0])
 
 
-def check_identity(certificate: str, private_key: str, now: datetime) -> tuple[str, str]:
+def check_identity(certificate: str, private_key: str, now: datetime | None) -> tuple[str, str]:
     """Judges a client certificate with its chain and key; returns both in canonical PEM.
 
     Raises:
@@ -121,7 +121,7 @@ def check_identity(certificate: str, private_key: str, now: datetime) -> tuple[s
     return _pem(chain), canonical_key(key)
 
 
-def check_trusted(pem: str, now: datetime) -> str:
+def check_trusted(pem: str, now: datetime | None) -> str:
     """Judges certificates that are to be believed; returns them in canonical PEM.
 
     Raises:
@@ -129,7 +129,7 @@ def check_trusted(pem: str, now: datetime) -> str:
     """
     trusted = read_certificates(pem, _MOST_TRUSTED)
     for number, certificate in enumerate(trusted, 1):
-        if now >= certificate.not_valid_after_utc:
+        if now is not None and now >= certificate.not_valid_after_utc:
             raise CertificateError(f"certificate {number} has expired")
     return _pem(trusted)
 

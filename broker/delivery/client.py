@@ -18,6 +18,7 @@ import httptools
 
 from broker.delivery.fence import Fence, FenceError, ResolveError
 from broker.delivery.outcomes import Reason
+from broker.delivery.proxy import NotAllowed, NotReached, Proxy, ProxyError, Silent
 from broker.delivery.tls import Contexts, TlsIdentity
 
 MAX_HEADER_BYTES: Final = 32 * 1024
@@ -154,6 +155,7 @@ class _Connection(asyncio.Protocol):
         "_parser",
         "_received",
         "deadline",
+        "generation",
         "idle_since",
         "number",
         "target",
@@ -168,6 +170,7 @@ class _Connection(asyncio.Protocol):
         self.target = target
         self.usable = True
         self.idle_since = 0.0
+        self.generation = 0
         self.number = 0
         """Of the request that it carries, or carried last."""
         self.deadline = 0.0
@@ -327,17 +330,23 @@ class _WaitingForAll(Waiting):
 class Client:
     """Posts over pooled connections, each made to an address that the fence has judged."""
 
-    def __init__(self, fence: Fence, *, total_seconds: float, tls: Contexts | None = None) -> None:
+    def __init__(
+        self, fence: Fence, *, total_seconds: float, tls: Contexts | None = None, proxy: Proxy | None = None
+    ) -> None:
         """Make a client.
 
         Args:
             fence: judges every address before it is connected to.
             total_seconds: limit for one request, from look-up to the last byte of the answer.
             tls: trust and identity for https; the system's trust alone by default.
+            proxy: what everything goes through; then the fence that counts is its.
         """
         self._fence = fence
         self._total_seconds = total_seconds
         self._tls = tls or Contexts()
+        self._proxy = proxy
+        self._generation = 0
+        """Raised when we show ourselves otherwise: connections from before carry no more requests."""
         self._idle: dict[Origin, deque[_Connection]] = {}
         self._idle_count = 0
         self._limits: deque[tuple[float, _Connection, int]] = deque()
@@ -435,7 +444,7 @@ class Client:
 
     def take_back(self, connection: _Connection) -> None:
         """Keep a connection whose request was answered, if it can be used again."""
-        if not connection.usable or self._idle_count >= _IDLE_MAX:
+        if not connection.usable or connection.generation != self._generation or self._idle_count >= _IDLE_MAX:
             connection.close()
         else:
             connection.idle_since = time.monotonic()
@@ -452,6 +461,19 @@ class Client:
         return None
 
     async def _connect(self, target: Target) -> _Connection:
+        generation = self._generation
+        try:
+            context = self._tls.of(target.tls) if target.secure else None
+        except (ValueError, ssl.SSLError):  # what the API has taken, OpenSSL doesn't
+            raise SendError(Reason.TLS) from None
+        if self._proxy is None:
+            connection = await self._connect_directly(target, context)
+        else:
+            connection = await self._connect_through(self._proxy, target, context)
+        connection.generation = generation
+        return connection
+
+    async def _connect_directly(self, target: Target, context: ssl.SSLContext | None) -> _Connection:
         loop = asyncio.get_running_loop()
         last: Exception | None = None
         try:
@@ -460,10 +482,6 @@ class Client:
             raise SendError(Reason.FENCED) from None
         except ResolveError:
             raise SendError(Reason.UNRESOLVED) from None
-        try:
-            context = self._tls.of(target.tls) if target.secure else None
-        except (ValueError, ssl.SSLError):  # what the API has taken, OpenSSL doesn't
-            raise SendError(Reason.TLS) from None
         for address in addresses:
             try:
                 _, connection = await loop.create_connection(
@@ -478,6 +496,42 @@ class Client:
                 continue
             return connection
         raise SendError(Reason.TLS if isinstance(last, ssl.SSLError) else Reason.REFUSED) from last
+
+    async def _connect_through(self, proxy: Proxy, target: Target, context: ssl.SSLContext | None) -> _Connection:
+        """Connect through the proxy, whose fence counts: of ours only what can be told from the URL."""
+        try:
+            self._fence.check_port(target.port)
+            self._fence.check_literal(target.host)
+            transport = await proxy.tunnel(target.host, target.port)
+        except (FenceError, NotAllowed):
+            raise SendError(Reason.FENCED) from None
+        except NotReached:
+            raise SendError(Reason.REFUSED) from None
+        except Silent:
+            raise SendError(Reason.TIMEOUT) from None
+        except ProxyError:
+            raise SendError(Reason.PROXY) from None
+        connection = _Connection(self, target)
+        if context is None:
+            transport.set_protocol(connection)
+            connection.connection_made(transport)
+            return connection
+        secured = None
+        try:
+            secured = await asyncio.get_running_loop().start_tls(
+                transport, connection, context, server_hostname=target.host
+            )
+        except ssl.SSLError:
+            raise SendError(Reason.TLS) from None
+        except OSError:
+            raise SendError(Reason.REFUSED) from None
+        finally:
+            if secured is None:
+                transport.abort()
+        if secured is None:  # closed meanwhile
+            raise SendError(Reason.REFUSED)
+        connection.connection_made(secured)
+        return connection
 
     def close_idle(self, older_than: float = IDLE_SECONDS) -> None:
         """Close connections that have been idle for longer than `older_than` seconds."""
@@ -494,6 +548,16 @@ class Client:
                 self._idle[origin] = kept
             else:
                 del self._idle[origin]
+
+    def replace_identity(self, own: TlsIdentity | None) -> None:
+        """Show another identity of the broker in new connections; those there are close when they are idle.
+
+        Raises:
+            ValueError, ssl.SSLError: it can't be used; nothing changes.
+        """
+        self._tls.replace(own)
+        self._generation += 1
+        self.close_idle(older_than=-1)
 
     def close(self) -> None:
         """Close every idle connection, and make no more."""

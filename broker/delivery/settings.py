@@ -1,8 +1,12 @@
 """Settings of delivery and of the fence, with their bounds."""
 
 from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from broker.delivery.proxy import ProxyAddress
 
 
 class DeliverySettings(BaseModel):
@@ -26,9 +30,32 @@ class DeliverySettings(BaseModel):
     unrecorded_max: int = Field(default=5000, ge=100, le=100_000, description="No new attempts above this many.")
     body_cache_bytes: int = Field(default=64 << 20, ge=1 << 20, le=1 << 32, description="Event bodies kept in memory.")
     grace_seconds: float = Field(default=8, ge=0, le=300, description="At shutdown, time for attempts under way.")
+    ca_file: Path | None = Field(
+        default=None, description="PEM file of certificates that are believed, in place of the system's."
+    )
+    client_certificate_file: Path | None = Field(
+        default=None, description="PEM file of our client certificate, with its intermediates in order."
+    )
+    client_key_file: Path | None = Field(default=None, description="PEM file of its private key, without password.")
+    proxy: SecretStr | None = Field(
+        default=None, description="http://[user:password@]host:port of a proxy that everything to sinks goes through."
+    )
     origin: str = Field(
         default="bode", min_length=1, max_length=253, description="WebHook-Request-Origin: our DNS name."
     )
+
+    @field_validator("proxy")
+    @classmethod
+    def _is_proxy(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            ProxyAddress.of(value.get_secret_value())
+        return value
+
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> Self:
+        if (self.client_certificate_file is None) != (self.client_key_file is None):
+            raise ValueError("client_certificate_file and client_key_file belong together")
+        return self
 
 
 class FenceSettings(BaseModel):

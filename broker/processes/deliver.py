@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from uuid import UUID, uuid4
 
 from broker.delivery.authorization import Authorizer
@@ -15,8 +16,12 @@ from broker.delivery.fence import Fence
 from broker.delivery.handshake import Handshaker
 from broker.delivery.heartbeats import Heartbeats
 from broker.delivery.office import DirectoryOffice
+from broker.delivery.own_identity import OwnIdentity
+from broker.delivery.proxy import Proxy, ProxyAddress
 from broker.delivery.recorder import Recorder
 from broker.delivery.sender import Sender
+from broker.delivery.settings import DeliverySettings
+from broker.delivery.tls import Contexts
 from broker.delivery.trials import Trials
 from broker.leasing import Leasing
 from broker.processes.housekeeping import Housekeeper
@@ -76,7 +81,13 @@ class DeliverProcess:
         self._fence = Fence(
             allow=settings.fence.allow, ports=settings.fence.ports, resolve_seconds=settings.fence.resolve_seconds
         )
-        self._client = Client(self._fence, total_seconds=self._delivery.attempt_seconds)
+        self._own = OwnIdentity(self._delivery)
+        self._client = Client(
+            self._fence,
+            total_seconds=self._delivery.attempt_seconds,
+            tls=Contexts(self._own.read()),
+            proxy=_proxy(self._delivery),
+        )
         self._authorizer = Authorizer(self._client, resources.engine, resources.keys)
         sender = Sender(self._client, self._authorizer)
         self._recorder = Recorder(resources.pool, shards, self._delivery.linger_seconds)
@@ -154,6 +165,7 @@ class DeliverProcess:
             "recorder": self._recorder.run,
             "disable": self._engine.disable,
             "handshakes": self._handshaker.run,
+            "own-certificate": partial(self._own.run, self._client),
             "heartbeats": self._heartbeats.run,
             "test-notifications": self._trials.run,
             "holds": self._hold_canceller.run,
@@ -260,3 +272,9 @@ class DeliverProcess:
             except DATABASE_TROUBLE as error:
                 WORKER_ERRORS.labels("house").inc()
                 log().warning("house-not-kept", error=type(error).__name__)
+
+
+def _proxy(settings: DeliverySettings) -> Proxy | None:
+    if settings.proxy is None:
+        return None
+    return Proxy(ProxyAddress.of(settings.proxy.get_secret_value()), settings.attempt_seconds)
