@@ -52,6 +52,8 @@ UNRECORDED = Gauge("bode_outcomes_unrecorded", "Outcomes waiting for their commi
 SHARDS = Gauge("bode_shards_held", "Shards that this process owns.")
 HEARTBEATS = Counter("bode_heartbeats", "Heartbeats, by result: success or the reason of failure.", ["result"])
 TOKEN_REQUESTS = Counter("bode_sink_token_requests", "Requests for tokens for sinks, by result.", ["result"])
+EXPIRY_SECONDS = Gauge("bode_expiry_seconds", "Until the next of a kind expires that sinks are shown.", ["kind"])
+EXPIRING = Gauge("bode_expiring", "What sinks are shown and expires within 30 days, or has.", ["kind", "state"])
 HANDSHAKES = Counter("bode_handshakes", "Webhook handshakes, by result.", ["result"])
 
 DRIFT = Gauge("bode_drift", "What does not add up now, by kind. Every process tells the same number.", ["kind"])

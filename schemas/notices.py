@@ -21,12 +21,14 @@ class NoticeType(StrEnum):
     SUBSCRIPTION_DISABLED = f"{DOMAIN}.subscription-disabled"
     DELIVERY_DEAD_LETTERED = f"{DOMAIN}.delivery-dead-lettered"
     EVENTS_REJECTED = f"{DOMAIN}.events-rejected"
+    CREDENTIAL_EXPIRING = f"{DOMAIN}.credential-expiring"
 
 
 MEANINGS: Final[dict[NoticeType, str]] = {
     NoticeType.SUBSCRIPTION_DISABLED: "Bode stopped sending to a subscription of yours; what matches it is kept.",
     NoticeType.DELIVERY_DEAD_LETTERED: "Deliveries of a subscription of yours became dead letters.",
     NoticeType.EVENTS_REJECTED: "Messages that you published became no events; see the rejections.",
+    NoticeType.CREDENTIAL_EXPIRING: "What a subscription of yours shows its sink expires soon, or has.",
 }
 
 _SUBSCRIPTION: Final = {"type": "string", "format": "uuid", "description": "The subscription."}
@@ -47,6 +49,11 @@ PROPERTIES: Final[dict[NoticeType, dict[str, dict[str, Any]]]] = {
     NoticeType.EVENTS_REJECTED: {
         "count": {"type": "integer", "minimum": 1, "description": "How many."},
         "codes": _COUNTS | {"description": "How many for each code."},
+    },
+    NoticeType.CREDENTIAL_EXPIRING: {
+        "subscription": _SUBSCRIPTION,
+        "kinds": _COUNTS | {"description": "What expires: access-token, client-secret, client-certificate, …"},
+        "firstExpiresAt": {"type": "string", "format": "date-time", "description": "When the first of it does."},
     },
 }
 """JSON Schemas of the members of `data`; all of them are always there."""

@@ -34,9 +34,13 @@ def ingest() -> None:
 
 def deliver() -> None:
     """Send notifications to sinks."""
+    from broker.delivery.own_identity import UnusableFile
     from broker.processes import deliver as process
 
-    run(process.run(settings_for("deliver")))
+    try:
+        run(process.run(settings_for("deliver")))
+    except UnusableFile as error:
+        fail(f"settings that can't be used:\n  {error}")
 
 
 def migrate() -> None:

@@ -11,6 +11,7 @@ from broker.delivery.bodies import Bodies
 from broker.delivery.cancelling import HoldCanceller
 from broker.delivery.client import Client
 from broker.delivery.engine import Engine
+from broker.delivery.expiry import Expiry
 from broker.delivery.feeder import DATABASE_TROUBLE
 from broker.delivery.fence import Fence
 from broker.delivery.handshake import Handshaker
@@ -166,6 +167,7 @@ class DeliverProcess:
             "disable": self._engine.disable,
             "handshakes": self._handshaker.run,
             "own-certificate": partial(self._own.run, self._client),
+            "expiry": Expiry(self._resources.pool, self._own.expiries).run,
             "heartbeats": self._heartbeats.run,
             "test-notifications": self._trials.run,
             "holds": self._hold_canceller.run,

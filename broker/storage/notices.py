@@ -21,6 +21,7 @@ LINGER: Final[Mapping[str, timedelta]] = {
     NoticeType.SUBSCRIPTION_DISABLED: timedelta(0),
     NoticeType.DELIVERY_DEAD_LETTERED: timedelta(seconds=10),
     NoticeType.EVENTS_REJECTED: timedelta(minutes=1),
+    NoticeType.CREDENTIAL_EXPIRING: timedelta(0),
 }
 """How long lines about the same thing are gathered before they are told together: a flood makes few notices."""
 _CLAIM: Final = timedelta(seconds=30)

@@ -56,8 +56,8 @@ class Authority:
     intermediate: Issued = field(init=False)
 
     def __post_init__(self) -> None:
-        self.root = issue(f"{self.name} root", None, authority=True)
-        self.intermediate = issue(f"{self.name} intermediate", self.root, authority=True)
+        self.root = issue(f"{self.name} root", None, authority=True, days=3650)
+        self.intermediate = issue(f"{self.name} intermediate", self.root, authority=True, days=3650)
 
     def client(self, name: str = "bode", **given: Any) -> Issued:
         return self._below(issue(name, self.intermediate, uses=[CLIENT], **given))

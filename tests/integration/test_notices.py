@@ -27,7 +27,7 @@ from subscriptions.change_log import changing
 from subscriptions.life_cycle import CONSENT_WITHDRAWN
 from subscriptions.tables import Status
 
-DISABLED, DEAD_LETTERED, REJECTED = NoticeType
+DISABLED, DEAD_LETTERED, REJECTED, *_ = NoticeType
 AT_ONCE: dict[str, timedelta] = {}
 SINK = "https://afnemer.example/hook"
 
