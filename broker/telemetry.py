@@ -40,6 +40,9 @@ FOLLOW_CHANGES = Gauge("bode_follow_changes_unmerged", "Changed subjects of foll
 
 DELIVERIES = Counter("bode_deliveries", "Deliveries that ended, by how.", ["outcome"])
 ATTEMPTS = Counter("bode_attempts", "Attempts, by result: success or the reason of failure.", ["result"])
+BATCHES = Counter(
+    "bode_batches", "Batches that were answered: accepted, refused (and taken apart) or failed.", ["result"]
+)
 LATENCY = Histogram("bode_delivery_latency_seconds", "From acceptance to the sink's success.", buckets=_LATENCY)
 ATTEMPT_SECONDS = Histogram("bode_attempt_seconds", "One attempt, look-up to answer.", buckets=_LATENCY)
 HOLDS = Gauge("bode_holds", "Holds that stand.")

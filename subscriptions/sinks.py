@@ -18,6 +18,23 @@ from subscriptions.tables import Protocol, Status, subscriptions
 
 
 @dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """Up to what its notifications are sent together."""
+
+    max_count: int
+    max_bytes: int
+    linger_seconds: float
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "BatchLimits | None":
+        """Reads `protocolSettings` as stored; None: no batches were asked for."""
+        batch = settings.get("batch")
+        if batch is None:
+            return None
+        return cls(batch["maxCount"], batch["maxBytes"], batch["lingerMilliseconds"] / 1000)
+
+
+@dataclass(frozen=True, slots=True)
 class SinkConfig:
     """A subscription as its sender sees it. `secrets` sign together: the current one first."""
 
@@ -42,6 +59,8 @@ class SinkConfig:
     """What the sink is shown of us, opened."""
     version: int = 0
     """Raised by each change of the subscription."""
+    batch: BatchLimits | None = None
+    """None: each notification is a request of its own."""
 
 
 async def load_sinks(engine: AsyncEngine, keys: KeyRing, wanted: Sequence[int]) -> list[SinkConfig]:
@@ -97,4 +116,5 @@ def _sink(row: Row[Any], keys: KeyRing, ring: SigningSet | None, now: datetime) 
         row.failing_since,
         open_identity(row, keys),
         row.version,
+        BatchLimits.of(row.protocol_settings),
     )

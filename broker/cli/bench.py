@@ -48,6 +48,9 @@ def deliver(
     seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="How long latency is measured in a run.")] = 8,
     deliver_processes: Annotated[int, typer.Option(min=1, max=16, help="Processes that deliver.")] = 1,
     ingest_processes: Annotated[int, typer.Option(min=1, max=16, help="Processes that ingest.")] = 1,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=0, max=1000, help="Notifications in a request; 0: no batches. Repeatable.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a picture, in SVG.")] = None,
     json_output: JsonOutput = False,
 ) -> None:
@@ -62,10 +65,19 @@ def deliver(
     wide = Console(stderr=json_output, width=max(console.width, _MATRIX_WIDTH))
     fan_outs, sink_counts, payloads = _MATRIX if matrix else ([10, 1], [1], [1000])
     workloads = [
-        Workload(many, hosts, size, deliveries or _deliveries(many, size), deliver_processes, ingest_processes)
+        Workload(
+            many,
+            hosts,
+            size,
+            deliveries or _deliveries(many, size),
+            deliver_processes,
+            ingest_processes,
+            batch=together,
+        )
         for size in payload or payloads
         for many in fan_out or fan_outs
         for hosts in sinks or sink_counts
+        for together in batch or [0]
     ]
     options = Options(runs, measure is not Measure.LATENCY, measure is not Measure.THROUGHPUT, rate, seconds)
 

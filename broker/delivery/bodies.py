@@ -65,6 +65,10 @@ class Bodies:
                 self._ahead_bytes -= self._ahead.pop(key)
         return body
 
+    def has(self, key: int) -> bool:
+        """Whether the body of an event is in memory; nothing is moved."""
+        return key in self._kept
+
     def read_ahead(self, keys: Iterable[int]) -> None:
         """These will be asked for soon: read them together, unless much is waiting to be used already."""
         if self._ahead_bytes < self._max_bytes // 4:

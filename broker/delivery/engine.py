@@ -8,9 +8,10 @@ Every subscription has a runner with its own run queue, pace and breaker, so a s
 nobody else anything (promise 7). A subscription belongs to the shard `key % shards`; attempts are made only while the
 shard's lease is surely ours, and outcomes count only under its epoch.
 
-An attempt is an object that is called back, not a task. Its way, all in this file:
+An attempt is an object that is called back, not a task. Its way, all in this file (what comes of it is in `settling`,
+and the way of several deliveries in one request in `batches`):
 
-    _look ──► line up ──► _serve ──► _begin ──► (body) ──► _send ──► (the sink) ──► _ended ──► _settle ──► _look
+    _look ──► line up ──► _serve ──► _begin ──► (body) ──► _send ──► (the sink) ──► _ended ──► leave ──► _look
 
 `_look` asks whether a runner has something that may go now, `_serve` gives turns while there are places, `_send` asks
 for the last time whether the delivery may still be sent.
@@ -20,44 +21,30 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
-from functools import cache
+from datetime import UTC, datetime
 
 import asyncpg
 
+from broker.delivery.batches import HINDERED_SECONDS, Batch, Batches
 from broker.delivery.bodies import Bodies, Body, BodyWanted
-from broker.delivery.feeder import DATABASE_TROUBLE, Feeder, Ownership
+from broker.delivery.feeder import Feeder, Ownership
 from broker.delivery.lanes import Delivery
-from broker.delivery.outcomes import GONE, OURS, Outcome, Reason, Verdict, conclude
-from broker.delivery.pace import NOTED_AFTER_SECONDS, BreakerState
+from broker.delivery.outcomes import OURS, Outcome, Reason, Verdict
+from broker.delivery.pace import BreakerState
 from broker.delivery.recorder import Recorder
 from broker.delivery.runners import Office, Runner, Runners
 from broker.delivery.sender import Sender, Sending, Sink
 from broker.delivery.settings import DeliverySettings
+from broker.delivery.settling import SINK_GONE, Settling
 from broker.delivery.turns import PATIENCE, Place, Rank, Turns
-from broker.storage.records import AttemptRow, FailingNote, OutcomeRow
-from broker.storage.tables import CANCELLED, DELIVERED, KEY_SHIFT, PENDING
-from broker.telemetry import (
-    ATTEMPT_SECONDS,
-    ATTEMPTS,
-    BREAKERS_OPEN,
-    DELIVERIES,
-    HELD,
-    IN_FLIGHT,
-    LATENCY,
-    WORKER_ERRORS,
-    log,
-)
+from broker.storage.tables import CANCELLED, KEY_SHIFT
+from broker.telemetry import ATTEMPTS, HELD, IN_FLIGHT, WORKER_ERRORS, log
 
 _THROTTLE_SECONDS = 0.05
 _DATABASE_SECONDS = 0.5
 _UNREADABLE_SECONDS = 60.0
-_HINDERED_SECONDS = 5.0
 _FRESH_SECONDS = 5.0
 """An event that was accepted longer ago is no longer fresh: it goes behind those that are."""
-_SINK_GONE = "sink-gone: the sink answered 410"
-_attempts = cache(ATTEMPTS.labels)
-_deliveries = cache(DELIVERIES.labels)
 
 
 class Attempt(Sending, BodyWanted):
@@ -92,7 +79,7 @@ class Attempt(Sending, BodyWanted):
 
     def may_go(self) -> bool:
         """A connection is there, which took time: whether the shard is still ours."""
-        if self.engine._is_ours(self.runner):
+        if self.engine.is_ours(self.runner):
             return True
         self.engine._give_up(self)
         return False
@@ -125,20 +112,20 @@ class Engine:
         self._sender = sender
         self._bodies = bodies
         self._recorder = recorder
-        self._jitter = jitter
         self._clock = clock
         self._grant_clock = grant_clock
-        self._disable_after = settings.disable_days * 86400
         self._runners = Runners(settings, office, recorder)
         self._turns: Turns[Runner] = Turns(settings.at_once)
         self.feeder = Feeder(
             pool, settings, ownership, self._runners, self._look, self._serve, bodies.read_ahead, office, clock
         )
-        self._attempts: set[Attempt] = set()
+        self._settling = Settling(settings, office, recorder, self._runners, self.feeder.wake, jitter)
+        self.disable = self._settling.disable
+        self._batches = Batches(self, bodies, sender, self._settling, clock)
+        self._attempts: set[Attempt | Batch] = set()
         self._all_ended = asyncio.Event()
         self._serving = False
         self._serving_later: asyncio.TimerHandle | None = None
-        self._to_disable: asyncio.Queue[tuple[Sink, str]] = asyncio.Queue()
         IN_FLIGHT.set_function(lambda: len(self._attempts))
         HELD.set_function(lambda: sum(runner.queue.passed_over for runner in self._runners))
 
@@ -159,7 +146,7 @@ class Engine:
 
     def sink_is_gone(self, sink: Sink) -> None:
         """It answered 410 to something else than a notification: the subscription is disabled."""
-        self._give_up_sink(sink, _SINK_GONE)
+        self._settling.give_up_sink(sink, SINK_GONE)
 
     def resting(self, subscription: int) -> bool:
         """Whether the sink's pace, as far as this process knows it, lets nothing go now."""
@@ -193,13 +180,16 @@ class Engine:
         except TimeoutError:
             for attempt in list(self._attempts):
                 attempt.abandon()
-                self._give_up(attempt)
+                if isinstance(attempt, Batch):
+                    attempt.give_up(self._clock())
+                else:
+                    self._give_up(attempt)
 
     # who may go, and when
 
     def _look(self, runner: Runner) -> None:
         """Line a runner up if something may go now, else look again when it may; ask for more when it runs low."""
-        if not self._is_ours(runner):
+        if not self.is_ours(runner):
             return
         now = self._clock()
         queue, pace = runner.queue, runner.pace
@@ -210,6 +200,8 @@ class Engine:
         first = queue.first(now)
         if first is not None:
             pause = pace.wait(now)
+            if runner.sink.config.batch is not None:
+                pause = max(pause, self._batches.lingers(runner, now))
             if pause > 0:
                 runner.look_after(pause, self._look_and_serve)
             else:
@@ -245,10 +237,11 @@ class Engine:
             runner = turns.next(now)
             if runner is None:
                 return PATIENCE / 4 if turns.waiting else 0.0
-            if self._is_ours(runner):
+            if self.is_ours(runner):
                 if runner.in_flight < runner.pace.limit and runner.pace.wait(now) <= 0:
-                    delivery = runner.queue.take(now)
-                    if delivery is not None:
+                    if runner.sink.config.batch is not None:
+                        self._begin_batch(runner, now)
+                    elif (delivery := runner.queue.take(now)) is not None:
                         self._begin(runner, delivery, now)
                 self._look(runner)
 
@@ -256,7 +249,8 @@ class Engine:
         self._serving_later = None
         self._serve()
 
-    def _is_ours(self, runner: Runner) -> bool:
+    def is_ours(self, runner: Runner) -> bool:
+        """Whether the runner's shard is surely ours now, and the runner the present one."""
         return not runner.stopped and self._ownership.holds(runner.shard)
 
     # the way of an attempt
@@ -274,21 +268,35 @@ class Engine:
         else:
             self._send(attempt, body)
 
+    def _begin_batch(self, runner: Runner, now: float) -> None:
+        """The same for several deliveries, which take one place together."""
+        deliveries = self._batches.take(runner, now)
+        if deliveries:
+            runner.pace.begin(now)
+            runner.in_flight += 1
+            epoch = self._ownership.epoch(runner.shard)
+            batch = Batch(self._batches, runner, deliveries, epoch, self._turns.begin(runner, now), now)
+            self._attempts.add(batch)
+            batch.gather()
+
     def _send(self, attempt: Attempt, body: Body | None) -> None:
         """Send it, unless it may no longer be (promise 6: checked before each attempt)."""
         runner, delivery = attempt.runner, attempt.delivery
-        if not self._is_ours(runner):  # the lease ran out while we waited: the next owner sends it
+        if not self.is_ours(runner):  # the lease ran out while we waited: the next owner sends it
             self._give_up(attempt)
             return
-        reason = self._hindrance(runner, body)
+        reason = self.hindrance(runner, body)
         if body is None or reason is not None:
-            self._end(attempt, Verdict(CANCELLED, reason=reason), self._clock())
+            now = self._clock()
+            self._settling.end(runner, delivery, attempt.epoch, Verdict(CANCELLED, reason=reason), now)
+            if not runner.stopped:
+                runner.queue.done(delivery, now)
             self._give_up(attempt)
             return
         attempt.begun_at = self._clock()
         self._sender.begin(runner.sink, delivery.sequence, delivery.event_key, body.content, attempt)
 
-    def _hindrance(self, runner: Runner, body: Body | None) -> str | None:
+    def hindrance(self, runner: Runner, body: Body | None) -> str | None:
         """Why a delivery may no longer be sent at all."""
         if body is None:
             return "payload-expired"
@@ -299,21 +307,30 @@ class Engine:
     def _ended(self, attempt: Attempt, outcome: Outcome) -> None:
         """The sink has answered, or hasn't: record it, then the lane and the sink go on."""
         now = self._clock()
+        runner, delivery = attempt.runner, attempt.delivery
+        due = None
+        if outcome.reason in OURS:
+            self._hindered(attempt, outcome.reason, now)
+            return
         try:
             if outcome.reason is None:
-                self._succeeded(attempt, outcome, now)
-            elif outcome.reason in OURS:
-                self._hindered(attempt, outcome.reason, now)
+                self._settling.succeeded(runner, (delivery,), attempt.epoch, outcome.status, attempt.begun_at, now)
             else:
-                self._failed(attempt, outcome, now)
+                again = self._settling.failed(runner, (delivery,), attempt.epoch, outcome, attempt.begun_at, now)
+                due = again.get(delivery.sequence)
+            if not runner.stopped:
+                if due is None:
+                    runner.queue.done(delivery, now)
+                else:
+                    runner.queue.retry(delivery, due)
         finally:
-            self._leave(attempt, now)
+            self.leave(attempt, now)
 
     def _hindered(self, attempt: Attempt, reason: Reason, now: float) -> None:
         """It was not sent for a reason of ours: the sink rests for a while, and neither it nor the delivery pays."""
-        _attempts(reason).inc()
-        attempt.runner.pace.rest(now, _HINDERED_SECONDS)
-        self._put_off(attempt, _HINDERED_SECONDS)
+        ATTEMPTS.labels(reason).inc()
+        attempt.runner.pace.rest(now, HINDERED_SECONDS)
+        self._put_off(attempt, HINDERED_SECONDS)
 
     def _put_off(self, attempt: Attempt, seconds: float) -> None:
         """It was never sent, through no fault of the sink: again after a while."""
@@ -324,9 +341,9 @@ class Engine:
     def _give_up(self, attempt: Attempt) -> None:
         """It was not sent, or its end is not awaited."""
         attempt.runner.pace.abandoned()
-        self._leave(attempt, self._clock())
+        self.leave(attempt, self._clock())
 
-    def _leave(self, attempt: Attempt, now: float) -> None:
+    def leave(self, attempt: Attempt | Batch, now: float) -> None:
         """Free its place: whose turn is it now?"""
         if attempt not in self._attempts:
             return
@@ -337,142 +354,3 @@ class Engine:
         self._runners.ended(attempt.runner)
         self._look(attempt.runner)
         self._serve()
-
-    # what came of it
-
-    def _succeeded(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
-        runner, delivery = attempt.runner, attempt.delivery
-        seconds = now - attempt.begun_at
-        delivery.attempts += 1
-        self._recorder.put_delivered(
-            (
-                delivery.subscription, delivery.sequence, delivery.event_key, delivery.attempts, outcome.status, now,
-            ),
-            attempt.epoch,
-        )  # fmt: skip
-        if not runner.stopped:
-            runner.queue.done(delivery, now)
-        pace = runner.pace
-        if pace.noted:
-            pace.noted = False
-            self._recorder.note(FailingNote(delivery.subscription, None, attempt.epoch))
-        if pace.succeeded(seconds):
-            BREAKERS_OPEN.dec()
-            log().info("breaker-closed", subscription=str(runner.sink.config.id))
-        _attempts("success").inc()
-        _deliveries(DELIVERED).inc()
-        ATTEMPT_SECONDS.observe(max(seconds, 0))
-        LATENCY.observe(max(now - (delivery.event_key >> KEY_SHIFT) / 1000, 0))
-
-    def _failed(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
-        runner, delivery = attempt.runner, attempt.delivery
-        assert outcome.reason is not None
-        seconds = max(now - attempt.begun_at, 0)
-        ATTEMPT_SECONDS.observe(seconds)
-        _attempts(outcome.reason).inc()
-        delivery.attempts += 1
-        schedule = runner.sink.schedule
-        age = timedelta(seconds=now - (delivery.event_key >> KEY_SHIFT) / 1000)
-        verdict = conclude(outcome, delivery.attempts, age, schedule, self._jitter())
-        row: AttemptRow = (
-            delivery.subscription, delivery.sequence, delivery.event_key, delivery.attempts,
-            datetime.fromtimestamp(now - seconds, UTC), int(seconds * 1000), outcome.status, outcome.reason,
-            self._office.seal_excerpt(runner.sink.config.id, outcome.excerpt) if outcome.excerpt else None,
-        )  # fmt: skip
-        stop = None
-        if outcome.reason is Reason.THROTTLED and outcome.retry_after is not None:
-            # not longer than the schedule: what waits must have its last attempt in the end
-            stop = min(outcome.retry_after, max(schedule.horizon - age, verdict.wait or timedelta(0)))
-        if runner.pace.failed(now, stop, self._jitter()):
-            BREAKERS_OPEN.inc()
-            log().warning("breaker-opened", subscription=str(runner.sink.config.id), reason=outcome.reason)
-        reason = self._reason_to_disable(attempt, outcome, now)
-        if reason is not None:
-            # the delivery stays, and goes on when the subscription is resumed
-            self._record(attempt, Verdict(PENDING, timedelta(0), verdict.reason), now, outcome.status, row)
-            self._give_up_sink(runner.sink, reason)
-        elif verdict.wait is not None:
-            delivery.due = now + verdict.wait.total_seconds()
-            self._record(attempt, verdict, now, outcome.status, row)
-            if not runner.stopped:
-                runner.queue.retry(delivery, delivery.due)
-        else:
-            self._end(attempt, verdict, now, outcome.status, row)
-
-    def _reason_to_disable(self, attempt: Attempt, outcome: Outcome, now: float) -> str | None:
-        """Why no more is sent to this sink, if so; and take down since when it fails."""
-        if outcome.status == GONE:
-            return _SINK_GONE
-        pace = attempt.runner.pace
-        if pace.failing_since is None:
-            return None
-        failing = now - pace.failing_since
-        if not pace.noted and failing >= NOTED_AFTER_SECONDS:
-            pace.noted = True
-            self._recorder.note(FailingNote(attempt.delivery.subscription, pace.failing_since, attempt.epoch))
-        if self._disable_after and failing >= self._disable_after:
-            return f"sink-failing: the sink has accepted nothing for {self._settings.disable_days:g} days"
-        return None
-
-    def _end(
-        self,
-        attempt: Attempt,
-        verdict: Verdict,
-        now: float,
-        status: int | None = None,
-        row: AttemptRow | None = None,
-    ) -> None:
-        """The delivery is dead or cancelled."""
-        runner, delivery = attempt.runner, attempt.delivery
-        _deliveries(verdict.state).inc()
-        self._record(attempt, verdict, now, status, row)
-        log().warning(
-            "delivery-ended",
-            subscription=str(runner.sink.config.id),
-            sequence=delivery.sequence,
-            state=verdict.state,
-            reason=verdict.reason,
-            attempts=delivery.attempts,
-        )
-        if not runner.stopped:
-            runner.queue.done(delivery, now)
-
-    def _record(
-        self, attempt: Attempt, verdict: Verdict, now: float, status: int | None, row: AttemptRow | None
-    ) -> None:
-        delivery = attempt.delivery
-        pending = verdict.state == PENDING
-        self._recorder.put(
-            OutcomeRow(
-                delivery.subscription,
-                delivery.sequence,
-                delivery.event_key,
-                verdict.state,
-                delivery.attempts,
-                datetime.fromtimestamp(delivery.due, UTC) if pending and verdict.wait else None,
-                None if pending else datetime.fromtimestamp(now, UTC),
-                status,
-                verdict.reason,
-                attempt.epoch,
-            ),
-            row,
-        )
-
-    def _give_up_sink(self, sink: Sink, reason: str) -> None:
-        self._runners.bar(sink.config.key)
-        self._to_disable.put_nowait((sink, reason))
-
-    async def disable(self) -> None:
-        """Disable the subscriptions whose sinks are gone or have failed for too long, until cancelled."""
-        while True:
-            sink, reason = await self._to_disable.get()
-            key, identity = sink.config.key, str(sink.config.id)
-            try:
-                await self._office.disable(sink.config.id, reason)
-                log().warning("sink-disabled", subscription=identity, reason=reason.partition(":")[0])
-            except DATABASE_TROUBLE as error:
-                # the next attempt finds the sink as it was
-                WORKER_ERRORS.labels("disable").inc()
-                log().warning("disable-failed", subscription=identity, error=type(error).__name__)
-            self._runners.unbar(key)
-            self.feeder.wake([key])

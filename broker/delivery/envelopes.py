@@ -25,6 +25,10 @@ class Envelope:
             f'"{tail}}}'.encode(),
         )
 
+    def length(self, sequence: int) -> int:
+        """Bytes that `compose` adds to a body."""
+        return len(self.prefix) + len(str(sequence)) + len(self.suffix) - 1
+
     def compose(self, body: bytes, sequence: int) -> bytes:
         """The notification: the event's canonical body with the attributes appended."""
         return b"".join((body[:-1], self.prefix, str(sequence).encode(), self.suffix))

@@ -6,18 +6,19 @@ doesn't depend on how much more is waiting (promise 7).
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 import asyncpg
 from sqlalchemy.exc import SQLAlchemyError
 
-from broker.delivery.lanes import LANE_WINDOW, Delivery
+from broker.delivery.lanes import Delivery
 from broker.delivery.runners import Office, Runner, Runners
 from broker.delivery.settings import DeliverySettings
 from broker.storage import records
-from broker.storage.records import PendingRow
-from broker.storage.tables import accepted_at
+from broker.storage.records import OutcomeRow, PendingRow
+from broker.storage.tables import PENDING, accepted_at
 from broker.telemetry import OLDEST_PENDING, WORKER_ERRORS, log
 
 DATABASE_TROUBLE: Final = (
@@ -42,6 +43,13 @@ class Ownership(Protocol):
 
     def epoch(self, number: int) -> int:
         """The epoch under which we own it."""
+
+
+def _bring_up_to_date(delivery: Delivery, outcome: OutcomeRow) -> bool:
+    """Make of a delivery what will have been recorded of it; whether it is pending."""
+    delivery.attempts = outcome.attempts
+    delivery.due = 0.0 if outcome.next_attempt_at is None else outcome.next_attempt_at.timestamp()
+    return outcome.state == PENDING
 
 
 class Feeder:
@@ -151,9 +159,13 @@ class Feeder:
         self._serve()
 
     async def _feed_windows(self, wanting: list[Runner]) -> None:
-        if not wanting:
-            return
-        limit = self._settings.window
+        by_window: dict[int, list[Runner]] = {}
+        for runner in wanting:
+            by_window.setdefault(self._runners.window(runner), []).append(runner)
+        for limit, those in by_window.items():
+            await self._feed_up_to(limit, those)
+
+    async def _feed_up_to(self, limit: int, wanting: list[Runner]) -> None:
         cursors = [(runner.key, runner.queue.cursor, runner.queue.cursor_key) for runner in wanting]
         for runner in wanting:
             runner.queue.more = False  # a wake-up during the query asks again
@@ -187,23 +199,30 @@ class Feeder:
         asked = runner.queue.lanes_to_fetch()
         if not asked:
             return
-        key, cursor = runner.key, runner.queue.cursor
+        key, cursor, window = runner.key, runner.queue.cursor, runner.queue.lane_window
+        # of a batch that failed all but the first wait in the database, which may not know yet that it failed
+        unrecorded = {} if runner.sink.config.batch is None else self._runners.unrecorded(runner)
         try:
             async with self._pool.acquire() as connection:
                 rows = await records.pending_of_lanes(
-                    connection, [(key, lane, after, cursor) for lane, after in asked], LANE_WINDOW
+                    connection, [(key, lane, after, cursor) for lane, after in asked], window
                 )
                 held = await self._held(connection, rows)
         except DATABASE_TROUBLE:
             runner.queue.ask_again(asked)  # else these lanes would stand still for ever
             raise
         found: dict[int, list[Delivery]] = {lane: [] for lane, _ in asked}
+        read = Counter[int]()
         for row in rows:
             if row[3] is not None:
-                found[row[3]].append(_delivery(row, held))
+                read[row[3]] += 1
+                delivery = _delivery(row, held)
+                if delivery.sequence in unrecorded and not _bring_up_to_date(delivery, unrecorded[delivery.sequence]):
+                    continue
+                found[row[3]].append(delivery)
         now = self._clock()
         for lane, after in asked:
-            complete = len(found[lane]) < LANE_WINDOW
+            complete = read[lane] < window
             runner.queue.offer_lane(lane, found[lane], after=after, complete=complete, now=now)
 
 

@@ -15,15 +15,20 @@ behind it are reached however many are held. When a hold ends, all is read anew.
 
 A lane whose first waits for its time keeps nothing else in memory, so that failing lanes, however many and however
 long, leave the window to the others.
+
+A batch takes several at once, also several of one lane, in order; a lane that it took from is closed until `settle`
+says what came of the whole batch.
 """
 
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final
 
 LANE_WINDOW: Final = 8
+_ANY: Final = 1 << 30
 
 
 @dataclass(slots=True)
@@ -38,6 +43,10 @@ class Delivery:
     due: float = 0.0
     held: bool = False
     """It may not go, and so may nothing behind it in its lane."""
+    company: int = _ANY
+    """Deliveries that a batch with this one may have, itself included."""
+    given_back: bool = False
+    """It was taken for a batch before, and waits for nothing any more."""
 
     def __lt__(self, other: "Delivery") -> bool:
         return (self.due, self.sequence) < (other.due, other.sequence)
@@ -55,10 +64,15 @@ class _Lane:
     """Its first waits for its time."""
 
 
+_number = attrgetter("sequence")
+
+
 class RunQueue:
     """Deliveries of one subscription, in the order in which they may go."""
 
-    def __init__(self) -> None:
+    def __init__(self, lane_window: int = 0) -> None:
+        """Make an empty one; of a lane that is closed it holds `lane_window` deliveries (0: the usual number)."""
+        self.lane_window = lane_window or LANE_WINDOW
         self.cursor = 0
         self.cursor_key = 0
         """The event key at the cursor."""
@@ -112,7 +126,7 @@ class RunQueue:
             if lane is None:
                 self._lanes[row.lane] = _Lane()
                 self._place(row, now)
-            elif lane.held or lane.goes_on or lane.fetching or len(lane.waiting) >= LANE_WINDOW:
+            elif lane.held or lane.goes_on or lane.fetching or len(lane.waiting) >= self.lane_window:
                 lane.goes_on = True
             else:
                 lane.waiting.append(row)
@@ -129,6 +143,42 @@ class RunQueue:
         if self.first(now) is None:
             return None
         return self._ready.popleft()
+
+    def take_batch(self, now: float, count: int) -> list[Delivery]:
+        """Up to `count` deliveries that may go together at `now`, in order of number.
+
+        Of each lane they are the next ones, and the lane is closed until `settle`, or `give_back` of all of them.
+        """
+        self.first(now)
+        taken: list[Delivery] = []
+        ready = self._ready
+        while ready and len(taken) < min(count, ready[0].company):
+            delivery = ready.popleft()
+            count = min(count, delivery.company)
+            taken.append(delivery)
+            if delivery.lane is None:
+                continue
+            waiting = self._lanes[delivery.lane].waiting
+            while waiting and waiting[0].due <= now and len(taken) < min(count, waiting[0].company):
+                delivery = waiting.popleft()
+                count = min(count, delivery.company)
+                taken.append(delivery)
+                self._waiting -= 1
+        taken.sort(key=_number)
+        return taken
+
+    def fills(self, count: int, now: float) -> bool:
+        """Whether a batch of so many could be taken now, or there is one that was given back."""
+        self.first(now)
+        there = len(self._ready)
+        if there >= count or any(delivery.given_back for delivery in self._ready):
+            return True
+        if self._waiting + there < count:
+            return False
+        for delivery in self._ready:
+            if delivery.lane is not None:
+                there += len(self._lanes[delivery.lane].waiting)
+        return there >= count
 
     def next_due(self) -> float | None:
         """When the earliest timed delivery may go."""
@@ -152,6 +202,54 @@ class RunQueue:
         """The delivery goes again at `due`; only its own lane waits for it."""
         delivery.due = due
         self._hold(delivery)
+
+    def settle(self, deliveries: Sequence[Delivery], again: Mapping[int, float], now: float) -> None:
+        """A batch is over, whose deliveries come in order of number.
+
+        Those whose number is in `again` go again at that time (0: at once); the others have ended. Whoever comes behind
+        one that waits for its time waits with it, whatever `again` says, and is read anew when its lane comes to it.
+        """
+        of_lane: dict[int, list[Delivery]] = {}
+        at_once: list[Delivery] = []
+        for delivery in deliveries:
+            if delivery.lane is not None:
+                of_lane.setdefault(delivery.lane, []).append(delivery)
+            elif (due := again.get(delivery.sequence)) == 0:
+                at_once.append(delivery)
+            elif due is not None:
+                self.retry(delivery, due)
+        for lane, those in of_lane.items():
+            left = [delivery for delivery in those if delivery.sequence in again]
+            if not left:
+                self.done(those[-1], now)
+            elif due := again[left[0].sequence]:
+                if len(left) > 1:
+                    self._lanes[lane].goes_on = True
+                self.retry(left[0], due)
+            else:
+                at_once.extend(left)
+        self.give_back(at_once)
+
+    def give_back(self, deliveries: Sequence[Delivery], closed: Collection[int] = ()) -> None:
+        """These were taken for a batch and may go again at once, before all others, in order of number.
+
+        `closed`: lanes of which others are still under way.
+        """
+        of_lane: dict[int, list[Delivery]] = {}
+        ready: list[Delivery] = []
+        for delivery in sorted(deliveries, key=_number):
+            delivery.given_back = True
+            if delivery.lane is None:
+                ready.append(delivery)
+            elif delivery.lane in closed or delivery.lane in of_lane:
+                of_lane.setdefault(delivery.lane, []).append(delivery)
+            else:
+                of_lane[delivery.lane] = []
+                ready.append(delivery)
+        for lane, those in of_lane.items():
+            self._lanes[lane].waiting.extendleft(reversed(those))
+            self._waiting += len(those)
+        self._ready.extendleft(reversed(ready))
 
     @property
     def wants_lanes(self) -> bool:

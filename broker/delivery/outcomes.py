@@ -15,7 +15,8 @@ from typing import Final
 from broker.delivery.retries import Schedule
 
 SUCCESS: Final = frozenset({200, 201, 202, 204})
-FINAL_AFTER_ONE_RETRY: Final = frozenset({400, 413, 415})
+REFUSED: Final = frozenset({400, 413, 415, 422})
+"""What is sent isn't taken: final after one retry; a batch is taken apart."""
 GONE: Final = 410
 
 
@@ -111,7 +112,7 @@ def conclude(outcome: Outcome, attempts: int, age: timedelta, schedule: Schedule
     if outcome.reason is None:
         return _DELIVERED
     why = outcome.reason if outcome.status is None else f"{outcome.reason}-{outcome.status}"
-    if outcome.status in FINAL_AFTER_ONE_RETRY and attempts >= 2:
+    if outcome.status in REFUSED and attempts >= 2:
         return Verdict("dead", reason=why)
     wait = schedule.wait(attempts, jitter)
     if wait is None:

@@ -64,6 +64,11 @@ class Recorder:
         """Whether something of this subscription is not committed yet."""
         return self._batch.holds(subscription) or self._writing.holds(subscription)
 
+    def unrecorded_of(self, subscription: int) -> dict[int, OutcomeRow]:
+        """What is not committed yet of a subscription, but for successes, by number; the latest of each."""
+        several = (self._writing.others, self._batch.others)
+        return {key[1]: row for others in several for key, row in others.items() if key[0] == subscription}
+
     def put_delivered(self, row: DeliveredRow, epoch: int) -> None:
         """Take a success, of an attempt that was made under this epoch."""
         batch = self._batch

@@ -18,6 +18,7 @@ from broker.delivery.pace import BreakerState, Pace
 from broker.delivery.recorder import Recorder
 from broker.delivery.sender import Sink
 from broker.delivery.settings import DeliverySettings
+from broker.storage.records import OutcomeRow
 from broker.telemetry import BREAKERS_OPEN, log
 from subscriptions.sinks import SinkConfig
 from subscriptions.tables import Status
@@ -76,6 +77,8 @@ class Runner:
     in_line: bool = False
     late: int = 0
     suspect: bool = False
+    lingers_since: float | None = None
+    """Since when what is ready waits for more, to be one batch."""
 
     @property
     def key(self) -> int:
@@ -133,13 +136,22 @@ class Runners:
         """The shard that a subscription belongs to."""
         return key % self._settings.shards
 
+    def window(self, runner: Runner) -> int:
+        """Deliveries of it that are in memory at most: two batches at least."""
+        batch = runner.sink.config.batch
+        return self._settings.window if batch is None else max(self._settings.window, 2 * batch.max_count)
+
+    def unrecorded(self, runner: Runner) -> dict[int, OutcomeRow]:
+        """What the database doesn't know yet of its attempts, but for successes, by number."""
+        return self._recorder.unrecorded_of(runner.key)
+
     def has_room(self, runner: Runner) -> bool:
         """Whether more may be read for it. A sick sink needs its next delivery in memory, and no more."""
         if runner.queue.barred >= _BARRED_MAX:
             return False
         if runner.pace.state is not BreakerState.CLOSED:
             return runner.queue.buffered == 0
-        return runner.queue.buffered <= self._settings.window // 2 and runner.queue.timed < _TIMED_MAX
+        return runner.queue.buffered <= self.window(runner) // 2 and runner.queue.timed < _TIMED_MAX
 
     def ended(self, runner: Runner) -> None:
         """An attempt of it is no longer under way."""
@@ -198,7 +210,12 @@ class Runners:
                 except ValueError:
                     log().error("sink-unusable", subscription=str(config.id))
                     continue
-                self._runners[config.key] = Runner(sink, self.shard_of(config.key), self._pace(config))
+                self._runners[config.key] = Runner(
+                    sink,
+                    self.shard_of(config.key),
+                    self._pace(config),
+                    RunQueue(0 if config.batch is None else config.batch.max_count),
+                )
                 if config.secrets_change_at is not None:  # then it is read anew, at the next sweep at the latest
                     seconds = (config.secrets_change_at - datetime.now(UTC)).total_seconds()
                     asyncio.get_running_loop().call_later(max(seconds, 0) + 0.01, self.drop, config.key)

@@ -23,6 +23,7 @@ from broker.delivery.tls import TlsIdentity
 from subscriptions.sinks import SinkConfig
 
 CONTENT_TYPE: Final = "application/cloudevents+json; charset=utf-8"
+BATCH_CONTENT_TYPE: Final = "application/cloudevents-batch+json; charset=utf-8"
 _OURS: Final = frozenset(
     {"host", "authorization", "content-type", "user-agent", "webhook-request-origin", "webhook-id", "webhook-timestamp"}
     | {"webhook-signature", "traceparent", "content-length"}
@@ -64,7 +65,7 @@ class Sink:
         given = {name: value for name, value in config.headers.items() if name.lower() not in _OURS}
         headers = {
             **given,
-            "content-type": CONTENT_TYPE,
+            "content-type": CONTENT_TYPE if config.batch is None else BATCH_CONTENT_TYPE,
             "user-agent": "Bode",
             "webhook-request-origin": origin,
         }
@@ -81,6 +82,10 @@ class Sink:
             authorization,
             source_of(config),
         )
+
+    def alone(self, content: bytes) -> bytes:
+        """One event as the whole body of a request: a batch of one, where the sink asked for batches."""
+        return content if self.config.batch is None else b"[%s]" % content
 
 
 def sign_and_frame(sink: Sink, identity: str, trace: int, content: bytes, timestamp: int) -> bytes:
@@ -184,10 +189,14 @@ class Sender:
         finally:
             waiting.abandon()
 
+    def begin_content(self, sink: Sink, identity: str, trace: int, content: bytes, sending: Sending) -> None:
+        """Begin an attempt whose body is ready, such as a batch; `sending` is told its outcome."""
+        self.post(sink, sign_and_frame(sink, identity, trace, content, int(time.time())), sending)
+
     async def send(self, sink: Sink, identity: str, trace: int, content: bytes) -> Outcome:
         """Post a body that isn't a delivery's, signed as all are, and wait for the outcome."""
         awaited = _Awaited(asyncio.get_running_loop().create_future())
-        self.post(sink, sign_and_frame(sink, identity, trace, content, int(time.time())), awaited)
+        self.begin_content(sink, identity, trace, sink.alone(content), awaited)
         try:
             return await awaited.future
         finally:

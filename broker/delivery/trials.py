@@ -120,7 +120,7 @@ class Trials:
             )
 
     async def _exchange(self, sink: Sink, waiting: Waiting) -> Answer | Reason:
-        content = test_event(waiting, sink.config, datetime.now(UTC))
+        content = sink.alone(test_event(waiting, sink.config, datetime.now(UTC)))
         data = sign_and_frame(sink, f"test_{waiting.id.hex}", random.getrandbits(128) | 1, content, int(time.time()))
         awaited = _Awaited(asyncio.get_running_loop().create_future())
         self._sender.post(sink, data, awaited)

@@ -54,6 +54,8 @@ class Workload:
     deliver_processes: int = 1
     ingest_processes: int = 1
     subjects: int = 1000
+    batch: int = 0
+    """Notifications in one request at most; 0: each is a request of its own."""
 
     @property
     def groups(self) -> int:
@@ -137,6 +139,8 @@ class Installation:
 
     def _subscription(self, kind: str, number: int, url: str) -> dict[str, Any]:
         body: dict[str, Any] = {"sink": url, "protocol": "HTTP", "types": [kind]}
+        if self.workload.batch:
+            body["protocolSettings"] = {"batch": {"maxCount": self.workload.batch}}
         if self.workload.groups > 1:
             body["filters"] = [{"exact": {"groep": str(number // self.workload.fan_out)}}]
         return body

@@ -59,14 +59,16 @@ class _Exchange(asyncio.Protocol):
             self._transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(content) + content)
             return
         self._transport.write(_CONSENT)
+        now = time.monotonic_ns()
         place = body.find(_ID)
-        if place >= 0:
+        while place >= 0:
             start = place + len(_ID)
             try:
                 number = int(body[start + _LAST_GROUP : start + _UUID_LENGTH], 16)
             except ValueError:  # not one of the benchmark's events
                 return
-            self._arrivals.extend((number, time.monotonic_ns()))
+            self._arrivals.extend((number, now))
+            place = body.find(_ID, start) if body.startswith(b"[") else -1  # a batch has several
 
 
 def _length(head: bytes) -> int:

@@ -93,6 +93,24 @@ def _unlike(schemes: list[SignatureScheme] | None) -> list[SignatureScheme] | No
     return schemes
 
 
+class BatchSettings(Resource):
+    """Up to what notifications are sent together, as `application/cloudevents-batch+json`."""
+
+    max_count: int = Field(default=100, ge=2, le=1000, description="Notifications in one request, at most.")
+    max_bytes: int = Field(
+        default=1_048_576,
+        ge=4096,
+        le=4_194_304,
+        description="Bytes of one request's body, at most; a notification that is larger goes alone.",
+    )
+    linger_milliseconds: int = Field(
+        default=100,
+        ge=0,
+        le=60_000,
+        description="How long a notification waits for others, at most, when there is no backlog; 0: not at all.",
+    )
+
+
 class HttpSettings(Resource):
     """How the HTTP request of a notification is made."""
 
@@ -110,6 +128,11 @@ class HttpSettings(Resource):
         description="Signatures that each notification bears: `v1` (HMAC-SHA256 with the subscription's secret; the "
         "default) and `v1a` (Ed25519 with the broker's key, of which the public half is at /.well-known/jwks.json).",
         examples=[["v1", "v1a"]],
+    )
+    batch: BatchSettings | None = Field(
+        default=None,
+        description="Send notifications in batches: JSON arrays, also when there is only one; absent: each alone.",
+        examples=[{"maxCount": 100, "maxBytes": 1_048_576, "lingerMilliseconds": 100}],
     )
 
 

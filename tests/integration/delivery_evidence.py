@@ -76,6 +76,8 @@ class Expected:
     key: int
     identity: UUID
     waits: Sequence[float]
+    together: int = 1
+    """Notifications in one request, at most."""
     events: list[str] = field(default_factory=list)
     lanes: list[str | None] = field(default_factory=list)
     accepted_by: list[float] = field(default_factory=list)
@@ -154,7 +156,7 @@ class Evidence:
                     if not any(arrival.accepted for arrival in arrivals):
                         yield f"{name} is delivered, and no sink accepted it"
                 case "dead":
-                    final = row["status"] in (400, 413, 415) and row["attempts"] >= 2
+                    final = row["status"] in (400, 413, 415, 422) and row["attempts"] >= 2
                     if row["attempts"] != len(subscription.waits) + 1 and not final:
                         yield f"{name} is dead after {row['attempts']} attempts"
                 case "cancelled":
@@ -169,22 +171,31 @@ class Evidence:
     # promise 3
 
     def order(self) -> Iterator[str]:
-        """When one of a lane arrives first, all before it in the lane have ended, or had their last attempt."""
+        """When one of a lane arrives first, or is accepted first, all before it in the lane have ended.
+
+        Or they had their last attempt, or they stand before it in the same request.
+        """
         for name, subscription in self.subscriptions.items():
             by_number = _by_number(self.arrivals[name])
             last_of_lane: dict[str, list[int]] = defaultdict(list)
+            requests: dict[int, set[int]] = defaultdict(set)
+            for arrival in self.arrivals[name]:
+                requests[arrival.request].add(arrival.sequence)
             for sequence, lane in enumerate(subscription.lanes, 1):
                 if lane is None:
                     continue
-                arrivals = by_number.get(sequence)
-                if arrivals:
+                arrivals = by_number.get(sequence, [])
+                accepted = [arrival for arrival in arrivals if arrival.accepted]
+                for arrival in (*arrivals[:1], *accepted[:1]):
                     for earlier in last_of_lane[lane]:
-                        if not self._over(subscription, earlier, by_number.get(earlier, []), arrivals[0].begun):
-                            yield f"{_of(arrivals[0])} overtook number {earlier} of its lane"
+                        if earlier in requests[arrival.request]:
+                            continue
+                        if not self._over(subscription, earlier, by_number.get(earlier, []), arrival.begun):
+                            yield f"{_of(arrival)} overtook number {earlier} of its lane"
                 last_of_lane[lane].append(sequence)
 
     def _over(self, subscription: Expected, sequence: int, arrivals: list[Arrival], at: float) -> bool:
-        before = [arrival for arrival in arrivals if arrival.begun < at]
+        before = [arrival for arrival in arrivals if arrival.begun < at and not arrival.asked]
         if any(arrival.accepted and arrival.ended <= at for arrival in before):
             return True
         row = self.rows.get((subscription.key, sequence))
@@ -220,8 +231,12 @@ class Evidence:
                     if again.accepted:
                         former = again
         for (name, cause), count in found.items():
-            if count > self.concurrency:
+            if count > self._in_doubt(self.subscriptions[name]):
                 yield f"{count} came again at {self.subscriptions[name].key} because {cause}"
+
+    def _in_doubt(self, subscription: Expected) -> int:
+        """What can be under way to a sink; of batches also what was answered and is being recorded, a few of them."""
+        return self.concurrency * (1 if subscription.together == 1 else max(subscription.together, 10))
 
     def cause(self, subscription: Expected, accepted: Arrival) -> str | None:
         """What kept the outcome of an attempt that a sink accepted from being recorded, if anything did.
@@ -260,7 +275,7 @@ class Evidence:
             strays = Counter(a.process for a in self.arrivals[name] if self._stray(subscription, a))
             for process, count in strays.items():
                 losses = max(len(self.processes[process].disturbed), self._losses(subscription, process))
-                if count > self.concurrency * losses:
+                if count > self._in_doubt(subscription) * losses:
                     yield f"{count} arrivals at {subscription.key} from {process} after it had lost the shard"
 
     def records(self) -> Iterator[str]:
@@ -315,6 +330,8 @@ class Evidence:
                     continue
                 if former.move is Move.DROP:
                     continue  # a kept connection that was closed is replaced within the attempt
+                if former.asked:
+                    continue
                 if former.move is Move.GONE:
                     failures = 0
                     continue
@@ -346,16 +363,17 @@ class Evidence:
                 by_process[arrival.process].append(arrival)
             for arrivals in by_process.values():
                 in_a_row, former = 0, 0.0
-                for arrival in sorted(arrivals, key=lambda each: each.ended):
+                requests = list({arrival.request: arrival for arrival in arrivals if not arrival.asked}.values())
+                for arrival in sorted(requests, key=lambda each: each.ended):
                     anew = any(former <= moment <= arrival.ended for moment in subscription.resumed)
                     in_a_row = 0 if arrival.accepted else 1 if anew else in_a_row + 1
                     former = arrival.ended
                     if arrival.move in THROTTLES:
                         wait = min(arrival.retry_after, self._left(subscription, arrival))
-                        yield from self._rests(subscription, arrivals, arrival, wait, "Retry-After")
+                        yield from self._rests(subscription, requests, arrival, wait, "Retry-After")
                     if in_a_row >= FAILURES_TO_OPEN:
                         yield from self._rests(
-                            subscription, arrivals, arrival, SHORTEST * FIRST_OPEN_SECONDS, "the breaker"
+                            subscription, requests, arrival, SHORTEST * FIRST_OPEN_SECONDS, "the breaker"
                         )
 
     def _rests(

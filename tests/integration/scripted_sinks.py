@@ -56,7 +56,10 @@ _HANGS_UP: Final = frozenset({Move.CUT, Move.GARBAGE, Move.ENDLESS})
 
 @dataclass(slots=True)
 class Arrival:
-    """One request as a sink saw it; times are real seconds since 1970, and those of the test's clock."""
+    """A notification as a sink saw it, alone in a request or in a batch.
+
+    Times are real seconds since 1970, and those of the test's clock.
+    """
 
     subscription: str
     sequence: int
@@ -66,6 +69,10 @@ class Arrival:
     retry_after: int
     begun: float
     begun_by_clock: float
+    request: int = 0
+    """In which it came."""
+    company: int = 1
+    """Notifications in that request."""
     ended: float = 0.0
     """When it was answered, or given up by the other side."""
     ended_by_clock: float = 0.0
@@ -73,6 +80,11 @@ class Arrival:
     @property
     def accepted(self) -> bool:
         return self.move in SUCCESSES
+
+    @property
+    def asked(self) -> bool:
+        """A batch that was refused says something of the batch, and nothing yet of this one."""
+        return self.move is Move.REFUSE and self.company > 1
 
 
 @dataclass
@@ -82,6 +94,7 @@ class Script:
     moves: deque[Move]
     last: Move
     retry_after: int
+    batch: bool = False
     arrivals: list[Arrival] = field(default_factory=list)
 
     def next(self) -> Move:
@@ -94,6 +107,7 @@ class ScriptedSinks:
 
     clock: Callable[[], float]
     scripts: dict[str, Script] = field(default_factory=dict)
+    requests: int = 0
     strays: list[str] = field(default_factory=list)
     """Requests that no sink of ours was asked for."""
     _open: AsyncExitStack = field(default_factory=AsyncExitStack)
@@ -126,23 +140,28 @@ class ScriptedSinks:
             self.strays.append(head)
             writer.write(_BYTES[Move.FAIL])
             return True
-        event = json.loads(body)
-        _, subscription, sequence = fields["webhook-id"].split("_")
+        content = json.loads(body)
+        events = content if script.batch else [content]
+        kind, subscription, sequence, *_ = fields["webhook-id"].split("_")
+        assert (kind, events[0]["subscriptionsequence"]) == ("bat" if script.batch else "dlv", sequence)
         move = script.next()
-        arrival = Arrival(
-            subscription, int(sequence), fields["webhook-request-origin"], event["id"], move, script.retry_after,
-            time.time(), self.clock(),
-        )  # fmt: skip
-        assert event["subscriptionsequence"] == sequence
-        script.arrivals.append(arrival)
+        self.requests += 1
+        arrivals = [
+            Arrival(
+                subscription, int(event["subscriptionsequence"]), fields["webhook-request-origin"], event["id"], move,
+                script.retry_after, time.time(), self.clock(), self.requests, len(events),
+            )
+            for event in events
+        ]  # fmt: skip
+        script.arrivals.extend(arrivals)
         try:
-            return await self._do(arrival, reader, writer)
+            return await self._do(arrivals, reader, writer)
         finally:
-            if not arrival.ended:
-                _ends(arrival, self.clock)
+            if not arrivals[0].ended:
+                _end(arrivals, self.clock)
 
-    async def _do(self, arrival: Arrival, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        move = arrival.move
+    async def _do(self, arrivals: list[Arrival], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        move = arrivals[0].move
         if move is Move.SLOW:
             await asyncio.sleep(_SLOW_SECONDS)
         elif move is Move.HANG:
@@ -159,14 +178,15 @@ class ScriptedSinks:
             return False
         if move in THROTTLES:
             status = "429 Too Many Requests" if move is Move.THROTTLE else "503 Service Unavailable"
-            data = f"HTTP/1.1 {status}\r\nRetry-After: {arrival.retry_after}\r\nContent-Length: 0\r\n\r\n".encode()
+            data = f"HTTP/1.1 {status}\r\nRetry-After: {arrivals[0].retry_after}\r\nContent-Length: 0\r\n\r\n".encode()
         else:
             data = _BYTES[move]
-        _ends(arrival, self.clock)
+        _end(arrivals, self.clock)
         writer.write(data)
         await writer.drain()
         return move not in _HANGS_UP
 
 
-def _ends(arrival: Arrival, clock: Callable[[], float]) -> None:
-    arrival.ended, arrival.ended_by_clock = time.time(), clock()
+def _end(arrivals: list[Arrival], clock: Callable[[], float]) -> None:
+    for arrival in arrivals:
+        arrival.ended, arrival.ended_by_clock = time.time(), clock()

@@ -47,6 +47,7 @@ from subscriptions.life_cycle import activate
 
 SHARDS: Final = 4
 CONCURRENCY: Final = 4
+MOST_TOGETHER: Final = 10
 LEASE_SECONDS: Final = 1
 MOST_PROCESSES: Final = 3
 DELIVERY: Final = {
@@ -74,6 +75,7 @@ SINKS: Final = st.tuples(
     st.sampled_from([2, 7, 40]),
     st.sampled_from(["subject", "subject", "subscription", "none"]),
     st.sampled_from(SCHEDULES),
+    st.sampled_from([None, None, 3, MOST_TOGETHER]),
 )
 SUBJECTS: Final = st.sampled_from(["a", "a", "b", "c", None])
 EVENTS: Final = st.lists(st.tuples(st.sampled_from("ab"), SUBJECTS), min_size=3, max_size=24)
@@ -133,14 +135,15 @@ class Model(RuleBasedStateMachine):
         self.publisher: Publisher = await bode.publisher()
         self.providers = [await bode.provider() for _ in range(2)]
         self.grants: list[UUID | None] = [await bode.grant(self.publisher, oin) for _, oin, _ in self.providers]
-        for (moves, last, retry_after, ordering, waits), provider, types in sinks:
+        for (moves, last, retry_after, ordering, waits, batch), provider, types in sinks:
             name = uuid4().hex
             url = self.stage.sinks.url(name)
+            settings = None if batch is None else {"batch": {"maxCount": batch, "lingerMilliseconds": 20}}
             made = await bode.world.call(
                 "POST", "/subscriptions", key=self.providers[provider][2],
                 body={
                     "sink": url, "protocol": "HTTP", "types": [f"{self.publisher.domain}.{kind}" for kind in types],
-                    "ordering": ordering, "retry": {"delays": list(waits)},
+                    "ordering": ordering, "retry": {"delays": list(waits)}, "protocolSettings": settings,
                 },
             )  # fmt: skip
             assert made.status == 201, made.text
@@ -148,11 +151,13 @@ class Model(RuleBasedStateMachine):
             async with changing(bode.world.engine) as connection:
                 assert await activate(connection, identity, sink=url)
             key = await bode.pool.fetchval("SELECT key FROM subscriptions WHERE id = $1", identity)
-            self.subscriptions[name] = Expected(key, identity, waits)
+            self.subscriptions[name] = Expected(key, identity, waits, together=batch or 1)
             self.ordering = getattr(self, "ordering", {}) | {name: ordering}
             self.provider_of[name] = provider
             self.types_of[name] = frozenset(types)
-            self.scripts[name] = self.stage.sinks.scripts[name] = Script(deque(moves), last, retry_after)
+            self.scripts[name] = self.stage.sinks.scripts[name] = Script(
+                deque(moves), last, retry_after, batch is not None
+            )
         self.acceptor: Acceptor = await bode.acceptor()
 
     def _start(self, *, ready: bool = True) -> DeliverProcess:

@@ -79,6 +79,8 @@ class Model(RuleBasedStateMachine):
         self.database = Database()
         self.now = 1.0
         self.under_way: dict[int, Delivery] = {}
+        self.batches: list[list[Delivery]] = []
+        self.given_back = 0
         self.finished: list[int] = []
         self.unrecorded: list[int] = []
         self.cancelled: set[int] = set()
@@ -125,13 +127,56 @@ class Model(RuleBasedStateMachine):
                 return
             assert delivery.due <= self.now
             assert delivery.sequence not in self.finished, "sent again after it had ended"
-            assert delivery.sequence not in self.under_way, "sent twice at once"
+            self._not_under_way(delivery)
             if delivery.lane is not None:
-                assert delivery.lane not in {other.lane for other in self.under_way.values()}, "two of a lane at once"
                 earlier = self.database.rows[: delivery.sequence - 1]
                 before = {row.sequence for row in earlier if row.lane == delivery.lane}
                 assert before <= {*self.finished, *self.cancelled}, "overtook one of its lane"
             self.under_way[delivery.sequence] = delivery
+
+    @rule(count=st.integers(1, 6), company=st.sampled_from([1, 2, 100]))
+    def take_batch(self, count: int, company: int) -> None:
+        """Several go together; what has no room is given back, and all of it may come back to go in smaller company."""
+        taken = self.queue.take_batch(self.now, count)
+        assert len(taken) <= count
+        assert all(len(taken) <= delivery.company for delivery in taken)
+        assert taken == sorted(taken, key=lambda delivery: delivery.sequence)
+        for delivery in taken:
+            assert delivery.due <= self.now
+            assert delivery.sequence not in self.finished, "sent again after it had ended"
+            self._not_under_way(delivery)
+            earlier = self.database.rows[: delivery.sequence - 1] if delivery.lane is not None else []
+            before = {row.sequence for row in earlier if row.lane == delivery.lane}
+            together = {other.sequence for other in taken}
+            assert before <= {*self.finished, *self.cancelled, *together}, "overtook one of its lane"
+        room = min(len(taken), company)
+        self.given_back = max(self.given_back, len(taken))
+        self.queue.give_back(taken[room:], {d.lane for d in taken[:room] if d.lane is not None})
+        if taken:
+            self.batches.append(taken[:room])
+
+    def _not_under_way(self, delivery: Delivery) -> None:
+        of_batches = [other for batch in self.batches for other in batch]
+        assert delivery.sequence not in {*self.under_way, *(other.sequence for other in of_batches)}, "twice at once"
+        if delivery.lane is not None:
+            closed = {other.lane for other in (*self.under_way.values(), *of_batches)}
+            assert delivery.lane not in closed, "two of a lane at once"
+
+    @precondition(lambda self: self.batches)
+    @rule(cancelled=st.integers(0, 6), wait=st.sampled_from([None, None, 0.0, 0.5, 3.0]))
+    def settle_batch(self, cancelled: int, wait: float | None) -> None:
+        """All are delivered, or all wait, or all go again in half the company; some may have been cancelled."""
+        batch = self.batches.pop(0)
+        ended = batch if wait is None else [d for d in batch if d.sequence in self.cancelled][:cancelled]
+        gone = {delivery.sequence for delivery in ended}
+        again = {d.sequence: self.now + wait if wait else 0.0 for d in batch if d.sequence not in gone}
+        for delivery in batch:
+            if delivery.sequence in gone:
+                self.finished.append(delivery.sequence)
+                self.unrecorded.append(delivery.sequence)
+            elif not wait:
+                delivery.company = (len(batch) + 1) // 2
+        self.queue.settle(batch, again, self.now)
 
     @precondition(lambda self: self.under_way)
     @rule(waits=st.lists(st.sampled_from([None, None, None, 0.5, 3.0]), min_size=1, max_size=6))
@@ -174,13 +219,16 @@ class Model(RuleBasedStateMachine):
     @invariant()
     def memory_is_bounded(self) -> None:
         # half a window is there when a window is read, and each lane that was left behind may bring its own
-        assert self.queue.buffered <= WINDOW + WINDOW // 2 + 3 * lanes.LANE_WINDOW
+        # what was taken for a batch and given back stands there besides
+        assert self.queue.buffered <= WINDOW + WINDOW // 2 + 3 * lanes.LANE_WINDOW + self.given_back
 
     def teardown(self) -> None:
         """With everything taken and delivered, nothing may be left."""
         if self.asked:
             self.answer_lanes()
         self.now += 100
+        while self.batches:
+            self.settle_batch(0, None)
         for _ in range(20 + 4 * len(self.database.rows)):
             for delivery in list(self.under_way.values()):
                 del self.under_way[delivery.sequence]
