@@ -13,6 +13,8 @@ from broker.tools.bench_yardsticks import Yardstick
 YARDSTICKS: Final = {
     "bare_client": ("the bare HTTP client", "post"),
     "bare_aiohttp": ("a bare aiohttp loop", "post"),
+    "signing_v1": ("signing with HMAC-SHA256 (v1) alone", "signature"),
+    "signing_v1a": ("signing with Ed25519 (v1a) alone", "signature"),
     "bare_consume": ("a bare RabbitMQ consume loop", "message"),
 }
 
@@ -107,7 +109,7 @@ class Report:
         workload = self.workload
         return (
             f"fan-out {workload.fan_out:,}, {workload.sinks:,} sink{'' if workload.sinks == 1 else 's'}, "
-            f"{workload.payload_bytes:,} bytes"
+            f"{workload.payload_bytes:,} bytes{f', batches of {workload.batch:,}' if workload.batch else ''}"
         )
 
 
@@ -131,6 +133,8 @@ def _figures(run: Run) -> dict[str, float]:
     for name, yardstick in run.yardsticks.items():
         figures[f"{name}_per_second"] = yardstick.per_second
         figures[f"{name}_cpu_us"] = yardstick.cpu_us
+        if name.startswith("signing_") and run.throughput is not None:
+            figures[f"{name}_percent"] = 100 * yardstick.cpu_us / sum(run.throughput.cpu_us.values())
     return figures
 
 
@@ -162,6 +166,8 @@ def _words(name: str, rate: float) -> str:
             return f"{words}, {operation}s per second"
         if name == f"{yardstick}_cpu_us":
             return f"… CPU µs per {operation}"
+        if name == f"{yardstick}_percent":
+            return "… % of the CPU per delivery"
     return name
 
 

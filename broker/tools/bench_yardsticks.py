@@ -1,10 +1,12 @@
 """Yardsticks beside the benchmark of delivery: the same machine, receiver and payload, and nothing of the broker.
 
 The bare client is ours (`broker.delivery.client`), in a loop; the bare aiohttp loop does the same with aiohttp; the
-bare consume loop takes messages from a quorum queue and acknowledges them, as ingest does, and looks at nothing.
+bare consume loop takes messages from a quorum queue and acknowledges them, as ingest does, and looks at nothing. What a
+signature costs, of each kind, is measured over a notification of the payload's size.
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,7 +18,9 @@ import aiormq.abc
 
 from broker.delivery.client import Client, Target
 from broker.delivery.fence import Fence
+from broker.delivery.signing import AsymmetricKey, Signer, SigningKey
 from broker.tools.bench_sink import NETWORK, Sink
+from subscriptions.secrets import signing_secret
 
 SIDE_BY_SIDE: Final = 32
 _HEADERS: Final = {
@@ -43,8 +47,19 @@ async def measure(sink: Sink, amqp_url: str, payload_bytes: int, count: int) -> 
     return {
         "bare_client": await _bare_client(sink, body, count),
         "bare_aiohttp": await _bare_aiohttp(sink, body, max(count // 2, SIDE_BY_SIDE)),
+        "signing_v1": _signing(SigningKey(signing_secret()), body, count),
+        "signing_v1a": _signing(AsymmetricKey(os.urandom(32)), body, count),
         "bare_consume": await _bare_consume(amqp_url, body, count),
     }
+
+
+def _signing(key: Signer, body: bytes, count: int) -> Yardstick:
+    for number in range(max(count // 10, 1)):
+        key.sign(f"dlv_yardstick_{number}", 0, body)
+    started, cpu = time.perf_counter(), time.process_time()
+    for number in range(count):
+        key.sign(f"dlv_yardstick_{number}", number, body)
+    return _yardstick(count, started, cpu)
 
 
 async def _bare_client(sink: Sink, body: bytes, count: int) -> Yardstick:

@@ -32,7 +32,7 @@ def bench(tmp_path: Path, *arguments: str) -> tuple[Any, str]:
 @pytest.mark.timeout(900)
 def test_bench_deliver_measures_throughput_latency_and_yardsticks(tmp_path: Path) -> None:
     picture = tmp_path / "picture.svg"
-    options = "--fan-out 2 --sinks 3 --deliveries 100 --runs 1 --rate 100 --seconds 0.5"
+    options = "--fan-out 2 --batch 20 --sinks 3 --deliveries 100 --runs 1 --rate 100 --seconds 0.5"
     [report], said = bench(tmp_path, "deliver", *options.split(), "--plot", str(picture))
     workload = report["workload"]
     assert (workload["fan_out"], workload["sinks"], workload["payload_bytes"]) == (2, 3, 1000)
@@ -48,11 +48,13 @@ def test_bench_deliver_measures_throughput_latency_and_yardsticks(tmp_path: Path
     assert 0 < full["commits"] < 100
     assert steady["counted"] >= 50
     assert steady["p50_ms"] <= steady["p99_ms"] <= steady["highest_ms"]
-    assert set(run["yardsticks"]) == {"bare_client", "bare_aiohttp", "bare_consume"}
+    assert set(run["yardsticks"]) == {"bare_client", "bare_aiohttp", "bare_consume", "signing_v1", "signing_v1a"}
+    assert run["yardsticks"]["signing_v1"]["cpu_us"] < run["yardsticks"]["signing_v1a"]["cpu_us"]
+    assert 0 < report["summary"]["signing_v1_percent"]["median"] < 100
     assert all(one["per_second"] > 0 for one in run["yardsticks"].values())
     assert {"deliveries_per_second", "cpu_us", "p50_ms", "p99_ms", "bare_consume_per_second"} <= set(report["summary"])
     assert all(set(spread) == SPREAD for spread in report["summary"].values())
-    assert "fan-out 2, 3 sinks, 1,000 bytes" in said
+    assert "fan-out 2, 3 sinks, 1,000 bytes, batches of 20" in said
     words = [element.text for element in ElementTree.parse(picture).iter("{http://www.w3.org/2000/svg}text")]
     assert "deliveries per second, full speed" in words
     assert list(tmp_path.iterdir()) == [picture], "it leaves nothing behind"
