@@ -141,14 +141,14 @@ def soak(
     json_output: JsonOutput = False,
 ) -> None:
     """Deliver at a steady rate for long, and tell whether memory, latency and tables stay as they are."""
-    from broker.tools import bench_soak as bench
+    from broker.tools import bench_soak, bench_soak_report
 
     console = Console(stderr=json_output)
 
     async def measure() -> None:
-        workload = bench.Workload(minutes, rate, fan_out, payload, sample_seconds)
-        found = await bench.run(workload, console)
-        for table in bench.tables(found):
+        workload = bench_soak_report.Workload(minutes, rate, fan_out, payload, sample_seconds)
+        found = await bench_soak.run(workload, console)
+        for table in bench_soak_report.tables(found):
             console.print(table)
         if json_output:
             typer.echo(json.dumps(found.as_json(), indent=2))

@@ -5,7 +5,7 @@ Events of the type `FULL` go to the fast receiver, those of `STEADY` to the one 
 
 import json
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from broker.matching.index import cost
 from broker.migrations import migrate
 from broker.tools.bench_sink import NETWORK, Sink
 from broker.tools.identities import PROVIDERS, prepare
-from broker.tools.local.children import Children, Command
+from broker.tools.local.children import Change, Children, Command
 from broker.tools.local.postgres import Postgres
 from broker.tools.local.rabbitmq import RabbitMQ
 from schemas import cloudevents
@@ -78,6 +78,8 @@ class Installation:
         self._folder = folder
         self._key = generate_encryption_key()
         self._sources: dict[str, str] = {}
+        self.provider_key = ""
+        """The key of the provider whose subscriptions these are, once they are made."""
         self._made = 0
 
     async def prepare(self, sinks: dict[str, Sink]) -> None:
@@ -103,20 +105,34 @@ class Installation:
                         await life_cycle.activate(connection, made.id, sink=url)
         finally:
             await engine.dispose()
+        self.provider_key = identities.providers["gemeente"].key
         self._sources = {name: registry.source for name, registry in identities.registries.items()}
         rabbitmq = AmqpSettings(url=SecretStr(self.rabbit.url()))
         async with await amqp.connect(rabbitmq, "bode bench") as broker:
             await amqp.declare(broker, rabbitmq.queues)
 
     @asynccontextmanager
-    async def processes(self, kind: str, phase: str) -> AsyncIterator[dict[str, int]]:
-        """Run the processes of a kind, `deliver` or `ingest`, ready, until the block ends; their ids by name."""
+    async def processes(
+        self, kind: str, phase: str, changed: Callable[[Change], None] = lambda _: None
+    ) -> AsyncIterator[dict[str, int]]:
+        """Run the processes of a kind, `deliver` or `ingest`, ready, until the block ends; their ids by name.
+
+        `changed` is told of those that die, which are started again; otherwise the run fails by its time limit.
+        """
         count = self.workload.deliver_processes if kind == "deliver" else self.workload.ingest_processes
         commands = [self._command(kind, f"{kind}{number}", phase) for number in range(count)]
-        async with Children(commands, changed=_ignore) as children:
+        async with Children(commands, changed=changed) as children:
             for command in commands:
                 await children.ready(command.name, _READY_SECONDS)
             yield children.pids
+
+    @asynccontextmanager
+    async def api(self, phase: str) -> AsyncIterator[str]:
+        """Run the REST API until the block ends; its URL."""
+        command = self._command("api", "api", phase)
+        async with Children([command], changed=lambda _: None) as children:
+            port = (await children.ready("api", _READY_SECONDS))["port"]
+            yield f"http://127.0.0.1:{port}/v1"
 
     def events(self, kind: str, count: int, registry: str = REGISTRY) -> Sequence[tuple[int, Event]]:
         """New events of a type that a registry owns, each with its number, which is the end of its id."""
@@ -152,13 +168,10 @@ class Installation:
             "BODE_AMQP_URL": self.rabbit.url(),
             "BODE_SECRETS_KEYS": json.dumps([self._key.get_secret_value()]),
             "BODE_FENCE_ALLOW": json.dumps([str(NETWORK)]),
+            "BODE_SERVE_PORT": "0",
             "BODE_SERVE_METRICS_PORT": "0",
             "BODE_LOG_LEVEL": "WARNING",
             "BODE_READY_FILE": str(self._folder / f"{name}.ready"),
         }
         log = self._folder / f"{phase}-{name}.log"
         return Command(name, [process], environment, log, self._folder / f"{name}.ready")
-
-
-def _ignore(_: object) -> None:
-    """A child that dies here makes the run fail by its time limit."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from broker.tools.bench_soak import Sample, Workload, fit, report, tables
+from broker.tools.bench_soak_report import Sample, Workload, fit, report, tables
 
 
 def sample(minute: float, **changes: Any) -> Sample:
