@@ -6,6 +6,7 @@ from typing import Final
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from broker.delivery.asking import Asking
 from broker.delivery.feeder import DATABASE_TROUBLE
 from broker.storage import holds as portions
 from broker.telemetry import DELIVERIES, WORKER_ERRORS, log
@@ -23,28 +24,23 @@ class HoldCanceller:
     def __init__(self, pool: asyncpg.Pool, engine: AsyncEngine) -> None:
         self._pool = pool
         self._engine = engine
-        self._asked = asyncio.Event()
+        self._asking = Asking()
 
     def ask(self) -> None:
         """There may be something to cancel: look now instead of at the next poll."""
-        self._asked.set()
+        self._asking.ask()
 
     async def run(self) -> None:
         """Cancel until cancelled."""
         while True:
-            try:
-                async with asyncio.timeout(_POLL_SECONDS):
-                    await self._asked.wait()
-            except TimeoutError:
-                pass
-            self._asked.clear()
+            await self._asking.wait(_POLL_SECONDS)
             try:
                 await self.cancel()
             except (*DATABASE_TROUBLE, Unavailable) as error:
                 WORKER_ERRORS.labels("holds").inc()
                 log().warning("hold-not-cancelled", error=type(error).__name__)
                 await asyncio.sleep(_TROUBLE_SECONDS)
-                self._asked.set()
+                self._asking.ask()
 
     async def cancel(self) -> None:
         """Do portions until none is left to do; where outcomes are being recorded, a portion is tried again."""

@@ -21,6 +21,7 @@ from uuid import UUID
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from broker.delivery.asking import Asking
 from broker.delivery.client import Answer, Client, SendError, Target
 from broker.delivery.outcomes import OURS
 from broker.delivery.sender import Sender, Sink
@@ -141,23 +142,18 @@ class Handshaker:
         self._public_url = public_url
         self._sender = sender or Sender(client)
         self._keys = keys
-        self._asked = asyncio.Event()
+        self._asking = Asking()
         self._under_way = 0
 
     def ask(self) -> None:
         """A handshake may be due: look now instead of at the next poll."""
-        self._asked.set()
+        self._asking.ask()
 
     async def run(self) -> None:
         """Make handshakes until cancelled; each concludes by itself: a sink that takes its time delays no other."""
         async with asyncio.TaskGroup() as group:
             while True:
-                try:
-                    async with asyncio.timeout(_POLL_SECONDS):
-                        await self._asked.wait()
-                except TimeoutError:
-                    pass
-                self._asked.clear()
+                await self._asking.wait(_POLL_SECONDS)
                 try:
                     due, tokens = await self._claim()
                 except _TROUBLE as error:
@@ -178,7 +174,7 @@ class Handshaker:
             due = await claim_validations(connection, limit, _CLAIM, fresh_only=fresh_only)
             tokens = await issue_tokens(connection, due) if due and self._public_url else {}
         if len(due) == limit:
-            self._asked.set()
+            self._asking.ask()
         return due, tokens
 
     async def _handle(self, validation: Validation, token: str | None) -> None:

@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from broker.delivery.asking import Asking
 from broker.storage.sealing import excerpt_purpose
 from broker.telemetry import APPLIED_VERSION, HOLDS, WORKER_ERRORS, log
 from subscriptions import directory, life_cycle
@@ -41,7 +42,7 @@ class DirectoryOffice:
         self._hold_ended = hold_ended
         self._reloaded = reloaded
         self._applied = applied
-        self._asked = asyncio.Event()
+        self._asking = Asking()
         self._catching_up = asyncio.Lock()
         self._directory = Directory()
         self.version = -1
@@ -56,17 +57,12 @@ class DirectoryOffice:
 
     def ask(self) -> None:
         """Something may have changed: look now instead of at the next poll."""
-        self._asked.set()
+        self._asking.ask()
 
     async def run(self) -> None:
         """Apply changes until cancelled."""
         while True:
-            try:
-                async with asyncio.timeout(_POLL_SECONDS):
-                    await self._asked.wait()
-            except TimeoutError:
-                pass
-            self._asked.clear()
+            await self._asking.wait(_POLL_SECONDS)
             try:
                 await self.catch_up()
             except (SQLAlchemyError, OSError, TimeoutError) as error:

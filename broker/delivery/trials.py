@@ -14,6 +14,7 @@ import orjson
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from broker.delivery.asking import Asking
 from broker.delivery.client import Answer, Exchange
 from broker.delivery.outcomes import Reason, judge
 from broker.delivery.sender import Sender, Sink, sign_and_frame
@@ -57,23 +58,18 @@ class Trials:
         self._keys = keys
         self._sender = sender
         self._origin = origin
-        self._asked = asyncio.Event()
+        self._asking = Asking()
         self._under_way = 0
 
     def ask(self) -> None:
         """One may wait: look now instead of at the next poll."""
-        self._asked.set()
+        self._asking.ask()
 
     async def run(self) -> None:
         """Send until cancelled; a slow sink delays no other."""
         async with asyncio.TaskGroup() as group:
             while True:
-                try:
-                    async with asyncio.timeout(_POLL_SECONDS):
-                        await self._asked.wait()
-                except TimeoutError:
-                    pass
-                self._asked.clear()
+                await self._asking.wait(_POLL_SECONDS)
                 room = _AT_ONCE - self._under_way
                 if room <= 0:
                     continue

@@ -2,14 +2,14 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from uuid import uuid4
 
 import asyncpg
 import pytest
-from accepting import Broker, Publisher, broker, migrated
+from accepting import Broker, Publisher, broker
 from managing import RING
 
 from broker.ingest.accept import Accepted, Duplicate, Message, Rejected
@@ -21,12 +21,6 @@ from subscriptions import grants
 from subscriptions.change_log import changing
 
 DAY = timedelta(days=1)
-
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ import json
 import os
 import sys
 from base64 import b64encode
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
 import pytest
-from accepting import Broker, Subscribed, broker, migrated
+from accepting import Broker, Subscribed, broker
 from prometheus_client import REGISTRY
 
 from broker.processes.housekeeping import EVENTS, NUMBERS, TOTALS, Housekeeper
@@ -24,12 +24,6 @@ ENDED = """
 UPDATE deliveries SET state = 'delivered', ended_at = now() WHERE subscription = $1 AND sequence <= $2
 """
 TOTAL = "INSERT INTO delivery_totals (subscription, delivered) VALUES ($1, $2)"
-
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
 
 
 @pytest.fixture

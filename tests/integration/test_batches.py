@@ -3,13 +3,13 @@
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
 import pytest
-from accepting import Publisher, migrated
-from delivering import ACCEPTED, Asked, Delivering, RawSink, answer, delivering
+from accepting import Publisher
+from delivering import ACCEPTED, Asked, Delivering, RawSink, answer
 from managing import RING
 from standardwebhooks.webhooks import Webhook
 
@@ -18,29 +18,6 @@ from subscriptions import grants, signing_keys
 from subscriptions.change_log import changing
 
 LONG = 60_000
-
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
-
-
-@pytest.fixture
-async def sink() -> AsyncIterator[RawSink]:
-    async with RawSink() as made:
-        yield made
-
-
-@pytest.fixture
-async def bode(url: str) -> AsyncIterator[Delivering]:
-    async with delivering(url) as made:
-        yield made
-
-
-@pytest.fixture
-async def publisher(bode: Delivering) -> Publisher:
-    return await bode.own_types()
 
 
 def batch(count: int = 100, *, size: int = 1 << 20, linger: int = LONG, **others: Any) -> dict[str, Any]:

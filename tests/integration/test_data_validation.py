@@ -1,10 +1,10 @@
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from uuid import UUID
 
 import pytest
-from accepting import Broker, Publisher, broker, migrated
+from accepting import Broker, Publisher, broker
 
 from broker.ingest.accept import Accepted, Rejected
 from broker.storage.catalogue import MOST_FINDINGS
@@ -18,12 +18,6 @@ SCHEMA = {
     "properties": {"gemeente": {"type": "string", "pattern": "^[0-9]{4}$"}, "bewoners": {"type": "object"}},
 }
 BSN = "999990342"
-
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
 
 
 @pytest.fixture

@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from accepting import Publisher, migrated
+from accepting import Publisher
 from broker_api import serve
 from delivering import Delivering, RawSink, answer, delivering
 from managing import Answer
@@ -22,22 +22,10 @@ from subscriptions.grants import revoke_grant
 REFUSED = answer("400 Bad Request", body="geen BSN te zien")
 
 
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
-
-
 @pytest.fixture
 async def bode(url: str) -> AsyncIterator[Delivering]:
     async with delivering(url) as made:
         await serve(made, dead_letters.router, reconciliation.router)
-        yield made
-
-
-@pytest.fixture
-async def sink() -> AsyncIterator[RawSink]:
-    async with RawSink() as made:
         yield made
 
 

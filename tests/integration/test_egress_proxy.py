@@ -2,13 +2,13 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
 import pytest
 import pytest_asyncio
-from accepting import Publisher, migrated
+from accepting import Publisher
 from authorities import Authority
 from delivering import Delivering, RawSink, answer, delivering
 from forward_proxy import ForwardProxy
@@ -24,12 +24,6 @@ from broker.delivery.tls import Contexts, TlsIdentity
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 AUTHORITY, CLIENTS = Authority("Sinks"), Authority("Clients")
 TRUST = {"trustedCertificates": AUTHORITY.root.pem}
-
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -128,7 +122,7 @@ async def test_a_sink_that_keeps_the_proxy_waiting_has_timed_out(
 async def test_a_proxy_that_fails_costs_neither_delivery_nor_sink(
     bode: Delivering, publisher: Publisher, proxy: ForwardProxy, given: bytes | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.delivery.engine._HINDERED_SECONDS", 0.2)
+    monkeypatch.setattr("broker.delivery.engine.HINDERED_SECONDS", 0.2)
     async with RawSink() as sink:
         identity = await bode.active(publisher, sink.url("/"))
         bode.process._client.close_idle(older_than=-1)

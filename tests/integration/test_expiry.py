@@ -1,14 +1,13 @@
 """Expiry is seen before it bites: in metrics by kind, and told to the provider in time, once and once more."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
 import pytest_asyncio
-from accepting import migrated
 from authorities import Authority, issue
 from delivering import Delivering, delivering
 from prometheus_client import REGISTRY
@@ -18,12 +17,6 @@ from broker.delivery.expiry import Expiry
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 AUTHORITY, TRUSTED = Authority("Provider"), issue("Sinks root", None, authority=True, days=25)
 SINK = "https://afnemer.example.nl/"
-
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
 
 
 @pytest_asyncio.fixture(loop_scope="module")

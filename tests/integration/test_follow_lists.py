@@ -1,14 +1,14 @@
 """Follow lists from PostgreSQL to deliveries: each process holds them, and no hit counts that PostgreSQL denies."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from accepting import Broker, Publisher, broker, migrated
+from accepting import Broker, Publisher, broker
 from managing import RING
 from sqlalchemy import text
 
@@ -24,12 +24,6 @@ from schemas.filters import FOLLOWS, FollowListsMissing
 from schemas.problems import Conflict, InvalidInput, NotFound
 from subscriptions import change_log, follow_lists, life_cycle
 from subscriptions.change_log import ChangeKind, changing
-
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
 
 
 @pytest.fixture

@@ -2,26 +2,20 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
 import pytest_asyncio
-from accepting import Publisher, migrated
+from accepting import Publisher
 from delivering import CONSENT, SILENT, Asked, Delivering, RawSink, answer, delivering
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ALLOWED = "WebHook-Allowed-Origin: bode.example"
 OTHER = answer("200 OK", "WebHook-Allowed-Origin: other.example")
-
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

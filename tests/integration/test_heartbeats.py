@@ -2,14 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 import pytest
-from accepting import Publisher, migrated
-from delivering import Asked, Delivering, RawSink, answer, delivering
+from accepting import Publisher
+from delivering import Asked, Delivering, RawSink, answer
 from standardwebhooks.webhooks import Webhook
 
 from broker.storage import heartbeats
@@ -17,29 +16,6 @@ from broker.storage.heartbeats import Beat
 
 SHARDS = 4
 ALL = [0, 1, 2, 3]
-
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
-
-
-@pytest.fixture
-async def sink() -> AsyncIterator[RawSink]:
-    async with RawSink() as made:
-        yield made
-
-
-@pytest.fixture
-async def bode(url: str) -> AsyncIterator[Delivering]:
-    async with delivering(url) as made:
-        yield made
-
-
-@pytest.fixture
-async def publisher(bode: Delivering) -> Publisher:
-    return await bode.own_types()
 
 
 async def with_heartbeat(bode: Delivering, publisher: Publisher, target: str, seconds: int = 86400) -> UUID:

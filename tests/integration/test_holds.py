@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 import pytest_asyncio
-from accepting import Publisher, migrated
+from accepting import Publisher
 from delivering import Asked, Delivering, RawSink, answer, delivering
 from managing import Answer
 
@@ -19,12 +19,6 @@ from subscriptions.callers import Scope, create_key
 from subscriptions.change_log import changing
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -2,26 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from uuid import uuid4
 
 import asyncpg
 import pytest
-from accepting import migrated
 
 from broker.leasing import Leasing
 from broker.storage import leases
 
 COUNT = 8
 SPAN = timedelta(seconds=30)
-
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
 
 
 @pytest.fixture

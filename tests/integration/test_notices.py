@@ -1,14 +1,14 @@
 """Bode's own notices: written with what they tell of, told once, and to nobody but their recipient."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import orjson
 import pytest
-from accepting import Broker, Subscribed, broker, migrated
+from accepting import Broker, Subscribed, broker
 from managing import RING
 
 from broker.ingest.accept import Accepted
@@ -30,12 +30,6 @@ from subscriptions.tables import Status
 DISABLED, DEAD_LETTERED, REJECTED, *_ = NoticeType
 AT_ONCE: dict[str, timedelta] = {}
 SINK = "https://afnemer.example/hook"
-
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
 """Previews over the API, on events that were accepted, sealed, in a migrated database."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import pytest
-from accepting import RING, Broker, Publisher, broker, migrated
+from accepting import RING, Broker, Publisher, broker
 from fastapi import APIRouter
 from managing import Answer
 
@@ -42,12 +42,6 @@ class Scene:
         answered = await self.preview(*filters, **members)
         assert answered.status == 200, answered.text
         return answered.json
-
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
 
 
 @pytest.fixture

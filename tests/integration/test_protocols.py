@@ -1,11 +1,11 @@
 """Subscriptions that are pulled: no sink, no secret, no handshake, nothing sent."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from accepting import Publisher, migrated
+from accepting import Publisher
 from delivering import Delivering, RawSink, delivering
 from managing import Party, World, fresh_domain
 from prometheus_client import REGISTRY
@@ -13,12 +13,6 @@ from prometheus_client import REGISTRY
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SINK = "https://afnemer.example/hook"
-
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

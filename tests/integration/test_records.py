@@ -1,7 +1,7 @@
 """Outcomes as they are recorded: only once, only by the owner, and the sums agree (promise 2)."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from accepting import Broker, Subscribed, broker, migrated
+from accepting import Broker, Subscribed, broker
 from sqlalchemy import text
 
 from broker.ingest.accept import Accepted
@@ -20,12 +20,6 @@ from subscriptions.change_log import changing
 SHARDS = 4
 EPOCH = 7
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
 
 
 @pytest.fixture

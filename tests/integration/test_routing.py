@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from random import Random
@@ -11,7 +11,7 @@ from uuid import UUID
 
 import aio_pika
 import pytest
-from accepting import Broker, broker, migrated
+from accepting import Broker, broker
 from managing import fresh_domain
 from pydantic import SecretStr
 from sqlalchemy import text
@@ -35,12 +35,6 @@ from subscriptions.change_log import changing
 
 SHARED = 2
 _RANDOM = Random()
-
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
 
 
 @pytest.fixture

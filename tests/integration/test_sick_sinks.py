@@ -1,39 +1,15 @@
 """Sinks that fail for days, ask for too much patience or never answer: what becomes of them, and of the others."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from uuid import UUID
 
 import pytest
-from accepting import Publisher, migrated
+from accepting import Publisher
 from delivering import Asked, Delivering, RawSink, answer, delivering
 
 from broker.storage import records
 from broker.storage.records import FailingNote
-
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
-
-
-@pytest.fixture
-async def sink() -> AsyncIterator[RawSink]:
-    async with RawSink() as made:
-        yield made
-
-
-@pytest.fixture
-async def bode(url: str) -> AsyncIterator[Delivering]:
-    async with delivering(url) as made:
-        yield made
-
-
-@pytest.fixture
-async def publisher(bode: Delivering) -> Publisher:
-    return await bode.own_types()
 
 
 async def has_failed_for_days(bode: Delivering, identity: UUID) -> None:

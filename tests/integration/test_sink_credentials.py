@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs
@@ -13,7 +13,7 @@ from uuid import UUID
 import jwt
 import pytest
 import pytest_asyncio
-from accepting import Publisher, migrated
+from accepting import Publisher
 from authorities import Authority, key_pem
 from cryptography.hazmat.primitives.asymmetric import ec
 from delivering import ACCEPTED, Asked, Delivering, RawSink, answer, delivering
@@ -27,12 +27,6 @@ AUTHORITY = Authority("Voorbeeld")
 TLS = {"trustedCertificates": AUTHORITY.root.pem}
 LATER = "2999-01-01T00:00:00Z"
 UNAUTHORIZED = answer("401 Unauthorized", body="who are you?")
-
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

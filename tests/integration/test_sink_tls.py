@@ -5,14 +5,14 @@ import json
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_network
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from accepting import Publisher, migrated
+from accepting import Publisher
 from authorities import CLIENT, SERVER, Authority, Issued, issue
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -28,12 +28,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 SINKS, PROVIDER, OTHER = Authority("Sinks"), Authority("Provider"), Authority("Other")
 TRUST = {"trustedCertificates": SINKS.root.pem}
 SELF_SIGNED = issue("alone", None, authority=True)
-
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -2,24 +2,18 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from accepting import Publisher, migrated
+from accepting import Publisher
 from delivering import Delivering, RawSink, answer, delivering
 from standardwebhooks import Webhook
 
 from subscriptions.trials import MOST_A_MINUTE
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -3,14 +3,14 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from ipaddress import ip_network
 
 import pytest
 import pytest_asyncio
-from accepting import Publisher, migrated
+from accepting import Publisher
 from delivering import ORIGIN, PUBLIC_URL, SILENT, Asked, Delivering, RawSink, answer, delivering
 
 from broker.delivery.client import Client
@@ -21,12 +21,6 @@ from subscriptions.consent import HandshakeSettings
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 REDIRECTS = ("301 Moved Permanently", "302 Found", "303 See Other", "307 Temporary Redirect", "308 Permanent Redirect")
-
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
