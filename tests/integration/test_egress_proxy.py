@@ -133,7 +133,7 @@ async def test_a_proxy_that_fails_costs_neither_delivery_nor_sink(
             proxy.answer = lambda _: given
         asked = len(proxy.asked)
         await bode.publish(publisher, "a")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(50):
             while len(proxy.asked) < asked + 2:
                 await asyncio.sleep(0.02)
         pace = bode.process._engine._runners.pace_of(key)
