@@ -24,6 +24,7 @@ DATA_FINDINGS = Counter(
     "bode_events_data_reported", "Accepted events whose data did not meet the schema of their type."
 )
 MATCHED = Counter("bode_deliveries_matched", "Deliveries committed: events times matching subscriptions.")
+CORRECTED = Counter("bode_deliveries_corrected", "Deliveries cancelled by a correction before their delay was over.")
 BATCH_EVENTS = Histogram(
     "bode_ingest_batch_events", "Messages in one commit.", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500)
 )

@@ -115,6 +115,7 @@ def _message(row: AnyRow) -> dict[str, Any]:
         "x-information-level": row.information_level,
         "x-filter-attributes": row.filter_attributes,
         "x-retention-days": row.retention_days,
+        "x-delay-seconds": row.delay_seconds,
         "x-deprecated-at": _moment(row.deprecated_at),
         "x-sunset-at": _moment(row.sunset_at),
         "x-successor": row.successor,

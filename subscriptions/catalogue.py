@@ -22,7 +22,7 @@ from subscriptions.tables import event_type_versions, event_types, grants, organ
 
 DESCRIBED = (
     "type", "meaning", "time_meaning", "documentation_link", "information_level", "data_schema", "validation",
-    "filter_attributes", "retention_days", "deprecated_at", "sunset_at", "successor",
+    "filter_attributes", "retention_days", "delay_seconds", "deprecated_at", "sunset_at", "successor",
 )  # fmt: skip
 """The columns that a registry decides on, named as the members of a description."""
 
@@ -146,6 +146,9 @@ async def restricted_types(
 def _check(body: EventTypeReplacement) -> None:
     if body.validation is not DataValidation.OFF and body.data_schema is None:
         raise InvalidInput.field("/dataSchema", "missing", "is required when events are validated")
+    if body.delay_seconds and body.retention_days and body.delay_seconds >= body.retention_days * 86_400:
+        reason = "must be shorter than retentionDays: its events would go before they are delivered"
+        raise InvalidInput.field("/delaySeconds", "delay", reason)
     if body.deprecated_at and body.sunset_at and body.sunset_at < body.deprecated_at:
         raise InvalidInput.field("/sunsetAt", "sunset", "must not be before deprecatedAt")
 

@@ -7,7 +7,7 @@ grant and an unreadable one are different things.
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -116,6 +116,13 @@ class Directory:
         if entry is None or entry.schema is None or entry.validation is DataValidation.OFF:
             return None
         return entry if entry.organisation_id == self.owner_of_type(event_type) else None
+
+    def delay_of(self, event_type: str) -> timedelta | None:
+        """Returns how long events of a type wait before they are delivered, as its owner says."""
+        entry = self._by_type.get(event_type)
+        if entry is None or entry.delay is None or entry.organisation_id != self.owner_of_type(event_type):
+            return None
+        return entry.delay
 
     def granted(self, provider_id: UUID, event_type: str, now: datetime) -> UUID | None:
         """Returns the oldest grant by which a provider may receive a type at this moment, or None.
@@ -315,6 +322,7 @@ _EVENT_TYPES: Final[AnySelect] = select(
     event_types.c.organisation_id,
     event_types.c.validation,
     event_types.c.data_schema,
+    event_types.c.delay_seconds,
 )
 
 # Grants that can still count: neither revoked nor run out.
@@ -358,7 +366,8 @@ def _domain(row: AnyRow) -> DomainEntry:
 
 def _event_type(row: AnyRow) -> EventTypeEntry:
     schema = None if row.data_schema is None else DataSchema(row.data_schema)
-    return EventTypeEntry(row.id, row.type, row.organisation_id, DataValidation(row.validation), schema)
+    delay = None if row.delay_seconds is None else timedelta(seconds=row.delay_seconds)
+    return EventTypeEntry(row.id, row.type, row.organisation_id, DataValidation(row.validation), schema, delay)
 
 
 def _hold(row: AnyRow) -> HoldEntry:

@@ -1,7 +1,7 @@
 """What a directory holds of each row, and what can change in it. All of it is immutable."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypeAlias
 from uuid import UUID
 
@@ -40,6 +40,8 @@ class EventTypeEntry:
     organisation_id: UUID
     validation: DataValidation
     schema: DataSchema | None
+    delay: timedelta | None = None
+    """How long its events wait before they are delivered."""
 
 
 @dataclass(frozen=True, slots=True)

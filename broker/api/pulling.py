@@ -63,8 +63,8 @@ async def pull_events(
     """Gives the numbers beyond `after`, in order, whatever became of their delivery.
 
     An answer holds up to `limit` numbers and four MiB of events, but one event at least; go on with `after` =
-    `through`. Pulling alone changes nothing: acknowledge what you took over by its `cursor`. Where a number is held,
-    the answer ends before it, and says so in `held`.
+    `through`. Pulling alone changes nothing: acknowledge what you took over by its `cursor`. Where a number is held, or
+    waits for the delay of its type, the answer ends before it, and says so in `held` or `delayedUntil`.
     """
     broker = broker_context_of(request)
     deadline = asyncio.get_running_loop().time() + wait
@@ -155,12 +155,13 @@ async def _answer(
         numbers = []
     shown: list[Row[Any]] = []
     hidden: list[_Hidden] = []
-    size, through = 0, start
+    size, through, delayed_until = 0, start, None
     for number in numbers:
         why = _hindrance(broker, row.organisation_id, number, now)
         if why is None:
             held = holds.of_source(number.source) or holds.of_type(number.type)
-            if held is not None:
+            delayed_until = number.delayed_until
+            if held is not None or delayed_until is not None:
                 break
         if why is None and shown and size + number.bytes > MOST_BYTES:
             break
@@ -186,6 +187,7 @@ async def _answer(
         "tombstones": [stone.model_dump(mode="json") for stone in _tombstones(hidden)],
         "through": through,
         "cursor": _seal_cursor(context.keys, row.id, through),
+        "delayedUntil": delayed_until,
         "held": None if held is None else {"scope": held.scope, "since": held.placed_at},
     }
     return orjson.dumps(members), through

@@ -193,11 +193,11 @@ class Engine:
             return
         now = self._clock()
         queue, pace = runner.queue, runner.pace
-        if queue.wants_lanes or (queue.more and self._runners.has_room(runner)):
+        first = queue.first(now)
+        if queue.wants_lanes or queue.wants_taking or (queue.more and self._runners.has_room(runner)):
             self.feeder.want(runner)
         if runner.in_line or runner.in_flight >= pace.limit:
             return  # its turn, or the end of an attempt, looks again
-        first = queue.first(now)
         if first is not None:
             pause = pace.wait(now)
             if runner.sink.config.batch is not None:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from broker.delivery.lanes import Delivery
 from broker.delivery.runners import Office, Runner, Runners
 from broker.delivery.settings import DeliverySettings
-from broker.storage import records
+from broker.storage import corrections, records
 from broker.storage.records import OutcomeRow, PendingRow
 from broker.storage.tables import PENDING, accepted_at
 from broker.telemetry import OLDEST_PENDING, WORKER_ERRORS, log
@@ -47,7 +47,7 @@ class Ownership(Protocol):
 
 def _bring_up_to_date(delivery: Delivery, outcome: OutcomeRow) -> bool:
     """Make of a delivery what will have been recorded of it; whether it is pending."""
-    delivery.attempts = outcome.attempts
+    delivery.attempts, delivery.delayed = outcome.attempts, False
     delivery.due = 0.0 if outcome.next_attempt_at is None else outcome.next_attempt_at.timestamp()
     return outcome.state == PENDING
 
@@ -153,6 +153,7 @@ class Feeder:
             runners = [runner for runner in map(self._runners.get, keys) if runner is not None]
             for runner in runners:
                 await self._feed_lanes(runner)
+            await self._take_delayed([runner for runner in runners if runner.queue.wants_taking])
             await self._feed_windows([r for r in runners if r.queue.more and self._runners.has_room(r)])
         for runner in runners:
             self._look(runner)
@@ -195,6 +196,29 @@ class Feeder:
             return {}
         return self._office.held_events(await records.described(connection, list({row[2] for row in rows})))
 
+    async def _take_delayed(self, runners: list[Runner]) -> None:
+        """Take what has waited for its delay; what a correction cancelled meanwhile is not there any more."""
+        if not runners:
+            return
+        asked = [(runner, runner.queue.delayed_to_take()) for runner in runners]
+        wanted = [(d.subscription, d.sequence, d.event_key) for _, deliveries in asked for d in deliveries]
+        try:
+            async with self._pool.acquire() as connection:
+                found = await corrections.take(connection, wanted)
+        except DATABASE_TROUBLE:
+            for runner, deliveries in asked:
+                runner.queue.take_again(deliveries)
+            raise
+        now = self._clock()
+        for runner, deliveries in asked:
+            for delivery in deliveries:
+                answer = found[delivery.subscription, delivery.sequence]
+                if answer.taken:
+                    runner.queue.taken(delivery)
+                else:
+                    due = None if answer.early is None else now + max(answer.early, _UNSETTLED_SECONDS)
+                    runner.queue.not_taken(delivery, due, now)
+
     async def _feed_lanes(self, runner: Runner) -> None:
         asked = runner.queue.lanes_to_fetch()
         if not asked:
@@ -228,6 +252,7 @@ class Feeder:
 
 def _delivery(row: PendingRow, held: Mapping[int, bool]) -> Delivery:
     delivery = Delivery(*row)
+    delivery.delayed = delivery.due > 0 and not delivery.attempts
     by_source = held.get(delivery.event_key)
     if by_source is not None:
         delivery.held = True

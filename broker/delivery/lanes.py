@@ -10,6 +10,8 @@ it. So the memory it takes depends neither on the backlog nor on how the backlog
                  ▼             └──► timed ◄──────────────────────────────────────┘
               waiting / in the database
 
+What waits for a delay is taken in the database when its time has come, before it is ready: it may have been cancelled.
+
 What is held is passed over, and with it the rest of its lane: nothing of it is kept in memory but the lane, so the rows
 behind it are reached however many are held. When a hold ends, all is read anew.
 
@@ -43,6 +45,8 @@ class Delivery:
     due: float = 0.0
     held: bool = False
     """It may not go, and so may nothing behind it in its lane."""
+    delayed: bool = False
+    """It was to wait for its time before its first attempt, so it may have been cancelled meanwhile."""
     company: int = _ANY
     """Deliveries that a batch with this one may have, itself included."""
     given_back: bool = False
@@ -89,6 +93,8 @@ class RunQueue:
         self._barred: set[int] = set()
         """Lanes in which something is held."""
         self._to_fetch: dict[int, int] = {}
+        self._to_take: list[Delivery] = []
+        self._taking = 0
 
     @property
     def buffered(self) -> int:
@@ -103,7 +109,9 @@ class RunQueue:
     @property
     def idle(self) -> bool:
         """Nothing is here, under way or known to be in the database."""
-        return not (self.more or self._ready or self._timed or self._lanes or self.passed_over)
+        return not (
+            self.more or self._ready or self._timed or self._lanes or self.passed_over or self._to_take or self._taking
+        )
 
     @property
     def barred(self) -> int:
@@ -135,7 +143,7 @@ class RunQueue:
     def first(self, now: float) -> Delivery | None:
         """What `take` would give."""
         while self._timed and self._timed[0].due <= now:
-            self._ready.append(heapq.heappop(self._timed))
+            self._place(heapq.heappop(self._timed), now)
         return self._ready[0] if self._ready else None
 
     def take(self, now: float) -> Delivery | None:
@@ -160,6 +168,8 @@ class RunQueue:
                 continue
             waiting = self._lanes[delivery.lane].waiting
             while waiting and waiting[0].due <= now and len(taken) < min(count, waiting[0].company):
+                if waiting[0].delayed:
+                    break  # it is taken in the database first, when its lane comes to it
                 delivery = waiting.popleft()
                 count = min(count, delivery.company)
                 taken.append(delivery)
@@ -252,6 +262,36 @@ class RunQueue:
         self._ready.extendleft(reversed(ready))
 
     @property
+    def wants_taking(self) -> bool:
+        """Whether `delayed_to_take` has something to say."""
+        return bool(self._to_take)
+
+    def delayed_to_take(self) -> list[Delivery]:
+        """Deliveries whose delay is over; each is to be taken in the database, asked for once."""
+        asked, self._to_take = self._to_take, []
+        self._taking += len(asked)
+        return asked
+
+    def take_again(self, asked: Sequence[Delivery]) -> None:
+        """These could not be asked for: `delayed_to_take` names them again."""
+        self._taking -= len(asked)
+        self._to_take.extend(asked)
+
+    def taken(self, delivery: Delivery) -> None:
+        """It was taken: it may go."""
+        self._taking -= 1
+        delivery.delayed = False
+        self._ready.append(delivery)
+
+    def not_taken(self, delivery: Delivery, due: float | None, now: float) -> None:
+        """Its time comes at `due`; None: it has ended, and its lane goes on."""
+        self._taking -= 1
+        if due is None:
+            self.done(delivery, now)
+        else:
+            self.retry(delivery, due)
+
+    @property
     def wants_lanes(self) -> bool:
         """Whether `lanes_to_fetch` has something to say."""
         return bool(self._to_fetch)
@@ -296,6 +336,8 @@ class RunQueue:
     def _place(self, delivery: Delivery, now: float) -> None:
         if delivery.due > now:
             self._hold(delivery)
+        elif delivery.delayed:
+            self._to_take.append(delivery)
         else:
             self._ready.append(delivery)
 

@@ -62,7 +62,8 @@ class Settling:
             self._recorder.put_delivered(
                 (delivery.subscription, delivery.sequence, delivery.event_key, delivery.attempts, status, now), epoch
             )
-            LATENCY.observe(max(now - (delivery.event_key >> KEY_SHIFT) / 1000, 0))
+            delayed_until = delivery.due if delivery.attempts == 1 else 0
+            LATENCY.observe(max(now - (delayed_until or (delivery.event_key >> KEY_SHIFT) / 1000), 0))
         seconds = now - begun_at
         pace = runner.pace
         if pace.noted:

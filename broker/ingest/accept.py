@@ -17,14 +17,17 @@ from uuid import UUID
 
 import asyncpg
 
+from broker.ingest import corrections
+from broker.ingest.corrections import Correction, InvalidCorrection, Kind
 from broker.ingest.findings import Findings
 from broker.ingest.verification import verify
 from broker.ingest.view import View
 from broker.storage import acceptance
-from broker.storage.acceptance import DELIVERY_COLUMNS, EVENT_COLUMNS, Rejection
+from broker.storage.acceptance import DELAYED_COLUMNS, DELIVERY_COLUMNS, EVENT_COLUMNS, Rejection
+from broker.storage.corrections import CorrectionRow, correct
 from broker.storage.fingerprints import Fingerprints
 from broker.storage.sealing import seal_body
-from broker.telemetry import ACCEPTED, DATA_FINDINGS, DUPLICATES, MATCHED, REJECTED, UNHEADED, WARNINGS
+from broker.telemetry import ACCEPTED, CORRECTED, DATA_FINDINGS, DUPLICATES, MATCHED, REJECTED, UNHEADED, WARNINGS
 from schemas.cloudevents import Event, InvalidEvent
 from schemas.data_schemas import Finding
 from subscriptions.directory import Directory
@@ -69,7 +72,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Committed with all its deliveries; `subscriptions` have something new to send."""
+    """Committed with all its deliveries; `subscriptions` have something new to send.
+
+    Negative ones had something cancelled (`corrections.subscriptions_told`).
+    """
 
     event_key: int
     subscriptions: tuple[int, ...]
@@ -101,6 +107,11 @@ class _Candidate:
     unheaded: bool
     matches: list[tuple[int, int | None, UUID]]
     """(subscription, lane, grant)"""
+    due_at: datetime | None = None
+    """From when it may be delivered; None: at once."""
+    correction: Correction | None = None
+    corrected: tuple[int, ...] = ()
+    """Subscriptions in which something was cancelled by it."""
     finding: tuple[UUID, Finding] | None = None
     """What its data has against the schema of its type, where that is reported."""
 
@@ -160,6 +171,7 @@ class Acceptor:
             accepted = {key: candidate for key, candidate in candidates.items() if key in new}
             await self._verify(connection, accepted)
             await self._write(connection, accepted)
+            await self._correct(connection, accepted)
             rejections = [self._rejection(m, r) for m, r in zip(batch, judged, strict=True) if isinstance(r, Rejected)]
             if rejections:
                 await acceptance.reject(connection, rejections)
@@ -225,7 +237,14 @@ class Acceptor:
         judged = judge_data(directory, event)
         if isinstance(judged, Rejected):
             return judged
+        try:
+            correction = corrections.read(event)
+        except InvalidCorrection as error:
+            return Rejected("correction-invalid", f"{error.attribute} {error}", error.attribute)
         candidate = self._candidate(event, organisation.id, message, now)
+        candidate.correction = correction
+        delay = directory.delay_of(event.type)
+        candidate.due_at = None if delay is None else now + delay
         candidate.finding = judged
         return candidate
 
@@ -273,7 +292,27 @@ class Acceptor:
                 number = next_number[subscription]
                 next_number[subscription] = number + 1
                 rows.append((subscription, number, key, lane, grant))
-        await connection.copy_records_to_table("deliveries", columns=DELIVERY_COLUMNS, records=rows)
+        if any(candidate.due_at is not None for candidate in accepted.values()):
+            records = [(*row, accepted[row[2]].due_at) for row in rows]
+            await connection.copy_records_to_table("deliveries", columns=DELAYED_COLUMNS, records=records)
+        else:
+            await connection.copy_records_to_table("deliveries", columns=DELIVERY_COLUMNS, records=rows)
+
+    async def _correct(self, connection: asyncpg.Connection, accepted: dict[int, _Candidate]) -> None:
+        """Cancel what of corrected events still waits; those of the same batch have been written by now."""
+        rows = [
+            CorrectionRow(
+                self._fingerprints.event(candidate.event.source, candidate.correction.corrected),
+                key,
+                _storable(candidate.correction.reason),
+                _storable(candidate.correction.own_reason) if candidate.correction.kind is Kind.WITHDRAW else None,
+            )
+            for key, candidate in accepted.items()
+            if candidate.correction is not None
+        ]
+        if rows:
+            for key, touched in (await correct(connection, rows)).items():
+                accepted[key].corrected = tuple(touched)
 
     def _event_row(self, key: int, candidate: _Candidate) -> tuple[object, ...]:
         event = candidate.event
@@ -332,11 +371,16 @@ def _storable(words: str) -> str:
 
 def _result(key: int, accepted: dict[int, _Candidate]) -> Result:
     candidate = accepted.get(key)
-    return Duplicate() if candidate is None else Accepted(key, tuple(candidate.subscriptions))
+    return (
+        Duplicate()
+        if candidate is None
+        else Accepted(key, (*candidate.subscriptions, *corrections.subscriptions_told(candidate.corrected)))
+    )
 
 
 def _count(results: Sequence[Result], accepted: dict[int, _Candidate]) -> None:
     ACCEPTED.inc(len(accepted))
+    CORRECTED.inc(sum(len(candidate.corrected) for candidate in accepted.values()))
     MATCHED.inc(sum(len(candidate.matches) for candidate in accepted.values()))
     UNHEADED.inc(sum(candidate.unheaded for candidate in accepted.values()))
     DATA_FINDINGS.inc(sum(candidate.finding is not None for candidate in accepted.values()))

@@ -233,7 +233,11 @@ class DeliverProcess:
         if payload == EVERYTHING:
             self._sweep_asked.set()
         else:
-            self._engine.feeder.wake(map(int, payload.split(",")))
+            told = [int(text) for text in payload.split(",")]
+            for key in told:
+                if key < 0:  # something of it was cancelled by a correction
+                    self._engine.changed(-key)
+            self._engine.feeder.wake(key for key in told if key > 0)
 
     # small workers
 

@@ -74,6 +74,7 @@ _WAKE = f"SELECT pg_notify('{DELIVERIES_CHANNEL}', payload) FROM unnest($1::text
 
 EVENT_COLUMNS = ("key", "organisation_id", "source", "id", "type", "bytes", "lane", "body")
 DELIVERY_COLUMNS = ("subscription", "sequence", "event_key", "lane", "grant_id")
+DELAYED_COLUMNS = (*DELIVERY_COLUMNS, "next_attempt_at")
 
 
 class UnknownFollowList(LookupError):

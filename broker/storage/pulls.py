@@ -17,9 +17,12 @@ PORTION: Final = 5_000
 _LOG: Final = text(
     """
     SELECT delivery.sequence, delivery.event_key, delivery.state::text AS state, delivery.reason, event.source,
-           event.type, event.bytes
+           event.type, event.bytes, delivery.delayed_until
     FROM (
-        SELECT sequence, event_key, state, reason FROM deliveries
+        SELECT sequence, event_key, state, reason,
+               CASE WHEN state = 'pending' AND attempts = 0 AND next_attempt_at > now() THEN next_attempt_at END
+                   AS delayed_until
+        FROM deliveries
         WHERE subscription = :key AND sequence > :after ORDER BY sequence LIMIT :limit
     ) AS delivery
     LEFT JOIN events AS event ON event.key = delivery.event_key

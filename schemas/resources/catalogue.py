@@ -123,6 +123,12 @@ class EventTypeReplacement(Resource):
     retention_days: Annotated[int, Field(ge=1, le=36_500)] | None = Field(
         default=None, description="Days that its events are kept; absent: as the installation says.", examples=[90]
     )
+    delay_seconds: Annotated[int, Field(ge=1, le=604_800)] | None = Field(
+        default=None,
+        description="Seconds that each of its events waits before it is delivered, so that a correction can "
+        "come before it; shorter than its retention, and a week at most. Absent: none.",
+        examples=[3600],
+    )
     deprecated_at: Moment | None = Field(
         default=None, description="From when providers should no longer subscribe to it."
     )
@@ -165,6 +171,9 @@ class EventType(Answer):
         description="What may be filtered on; null: anything.", examples=[_EXAMPLE["filterAttributes"]]
     )
     retention_days: int | None = Field(description="Days that its events are kept; null: as the installation says.")
+    delay_seconds: int | None = Field(
+        description="Seconds that each of its events waits before it is delivered; null: none.", examples=[3600]
+    )
     deprecated_at: datetime | None = Field(description="From when providers should no longer subscribe to it.")
     sunset_at: datetime | None = Field(description="From when it is no longer published.")
     successor: str | None = Field(

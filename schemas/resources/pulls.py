@@ -49,6 +49,9 @@ class PulledEvents(Answer):
         description="Acknowledges every number up to `through`, by PUT to the subscription's cursor.",
         examples=["AWUzb2Z…"],
     )
+    delayed_until: datetime | None = Field(
+        description="Set where the number after `through` waits until then for the delay of its type. Null: it doesn't."
+    )
     held: PullHeld | None = Field(
         description="Set where the number after `through` is held: it comes when the hold ends. Null: nothing is."
     )

@@ -191,3 +191,36 @@ async def test_a_pull_ends_before_what_is_held_and_says_so(installation: Install
         await release(holds[0])
     assert [each["subscriptionsequence"] for each in (await waiting)["events"]] == ["3", "4"]
     assert (await _pull(installation, made["id"], "?after=2"))["held"] is None
+
+
+async def test_a_pull_waits_for_a_delay_and_shows_what_was_corrected_meanwhile(installation: Installation) -> None:
+    slow, quick, back = "nl.brp.overleden-bedacht", "nl.brp.overleden-snel", "nl.brp.overleden-ingetrokken"
+    for kind, delay in ((slow, 3600), (quick, 1)):
+        status, problem, _ = await installation.call(
+            "POST", "/event-types", "brp", {"type": kind, "meaning": "Overleden.", "delaySeconds": delay}
+        )
+        assert status == 201, problem
+    _, made, _ = await installation.call(
+        "POST", "/subscriptions", "gemeente", {"protocol": "PULL", "types": [slow, quick, back]}
+    )
+    source = installation.source("brp")
+    wrong = event(source, slow, "a")
+    await installation.publish("brp", [wrong, event(source, back, "b")])
+    await installation.wait_for_health("gemeente", made["id"], lastSequence=2)
+    answer = await _pull(installation, made["id"], "?after=0")
+    assert (answer["events"], answer["tombstones"], answer["through"]) == ([], [], 0)
+    assert answer["delayedUntil"] is not None
+
+    taken_back = event(source, back, "a", corrects=_parsed(wrong)["id"], correction="withdraw")
+    await installation.publish("brp", [taken_back])
+    await installation.wait_for_health("gemeente", made["id"], lastSequence=3, pending=1)
+    answer = await _pull(installation, made["id"], "?after=0")
+    assert [each["subscriptionsequence"] for each in answer["events"]] == ["2"]
+    assert [(each["from"], each["state"]) for each in answer["tombstones"]] == [(1, "cancelled"), (3, "cancelled")]
+    assert answer["tombstones"][0]["reason"] == f"withdrawn: by {_parsed(taken_back)['id']}"
+    assert (answer["through"], answer["delayedUntil"]) == (3, None)
+
+    await installation.publish("brp", [event(source, quick, "c")])
+    await installation.wait_for_health("gemeente", made["id"], lastSequence=4)
+    answer = await _pull(installation, made["id"], "?after=3&wait=30")
+    assert [each["subscriptionsequence"] for each in answer["events"]] == ["4"], "when its time has come"

@@ -34,7 +34,9 @@ class Row:
     held: bool = False
 
     def read(self) -> Delivery:
-        return Delivery(1, self.sequence, self.sequence * 10, self.lane, due=self.due, held=self.held)
+        return Delivery(
+            1, self.sequence, self.sequence * 10, self.lane, due=self.due, held=self.held, delayed=self.due > 0
+        )
 
 
 class Database:
@@ -63,6 +65,8 @@ def has_room(queue: RunQueue) -> bool:
 
 def feed(queue: RunQueue, database: Database, now: float = 0.0) -> None:
     """What the engine's feed does."""
+    for delivery in queue.delayed_to_take():
+        queue.taken(delivery)
     for lane, after in queue.lanes_to_fetch():
         rows = database.of_lane(lane, after, queue.cursor)
         queue.offer_lane(lane, rows, after=after, complete=len(rows) < lanes.LANE_WINDOW, now=now)
@@ -191,6 +195,15 @@ class Model(RuleBasedStateMachine):
             else:
                 self.queue.retry(delivery, self.now + wait)
 
+    @rule()
+    def take_delayed(self) -> None:
+        """What has waited for its delay is taken, or is found to have ended."""
+        for delivery in self.queue.delayed_to_take():
+            if self.database.row(delivery.sequence).ended:
+                self.queue.not_taken(delivery, None, self.now)
+            else:
+                self.queue.taken(delivery)
+
     @rule(rounds=st.integers(1, 6))
     def work(self, rounds: int) -> None:
         """Undisturbed for a while."""
@@ -302,6 +315,7 @@ def test_retried_delivery_goes_when_it_is_due_and_before_the_rest_of_its_lane() 
     feed(queue, database)
     first = queue.take(0.0)
     assert first is not None
+    first.attempts = 1
     queue.retry(first, 5.0)
     other = queue.take(0.0)
     assert other is not None
@@ -359,3 +373,27 @@ def test_what_is_held_and_what_is_behind_it_in_its_lane_is_passed_over_and_nothi
         in_lane = [number for number in came if database.row(number).lane == lane]
         assert in_lane == sorted(in_lane)
     assert queue.idle == (len(expected) == len(rows)), "who has something held is not forgotten"
+
+
+def test_what_was_delayed_is_taken_before_it_is_ready_and_what_has_ended_frees_its_lane() -> None:
+    queue, database = RunQueue(), Database()
+    for due in (5.0, 0.0, 5.0, 5.0):
+        database.add(None if due and len(database.rows) > 1 else 1, due)
+    queue.offer(database.after(0, WINDOW), 0.0)
+    queue.more = False
+    assert queue.first(0.0) is None
+    assert not queue.wants_taking
+    assert queue.first(5.0) is None
+    asked = queue.delayed_to_take()
+    assert sorted(delivery.sequence for delivery in asked) == [1, 3, 4]
+    assert not queue.idle
+    queue.take_again(asked)
+    first, third, fourth = sorted(queue.delayed_to_take(), key=lambda delivery: delivery.sequence)
+    queue.not_taken(first, None, 5.0)
+    assert queue.lanes_to_fetch() == [(1, 1)], "the lane of what was cancelled goes on"
+    queue.offer_lane(1, database.of_lane(1, 1, queue.cursor), after=1, complete=True, now=5.0)
+    queue.not_taken(third, 6.0, 5.0)
+    queue.taken(fourth)
+    assert [queue.take(5.0), queue.take(5.0)] == [database.row(2).read(), fourth]
+    assert queue.take(5.9) is None
+    assert queue.next_due() == 6.0
