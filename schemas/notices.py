@@ -22,6 +22,7 @@ class NoticeType(StrEnum):
     DELIVERY_DEAD_LETTERED = f"{DOMAIN}.delivery-dead-lettered"
     EVENTS_REJECTED = f"{DOMAIN}.events-rejected"
     CREDENTIAL_EXPIRING = f"{DOMAIN}.credential-expiring"
+    EVENTS_EXPIRING = f"{DOMAIN}.events-expiring"
 
 
 MEANINGS: Final[dict[NoticeType, str]] = {
@@ -29,6 +30,7 @@ MEANINGS: Final[dict[NoticeType, str]] = {
     NoticeType.DELIVERY_DEAD_LETTERED: "Deliveries of a subscription of yours became dead letters.",
     NoticeType.EVENTS_REJECTED: "Messages that you published became no events; see the rejections.",
     NoticeType.CREDENTIAL_EXPIRING: "What a subscription of yours shows its sink expires soon, or has.",
+    NoticeType.EVENTS_EXPIRING: "What you have not received will soon no longer be kept.",
 }
 
 _SUBSCRIPTION: Final = {"type": "string", "format": "uuid", "description": "The subscription."}
@@ -54,6 +56,13 @@ PROPERTIES: Final[dict[NoticeType, dict[str, dict[str, Any]]]] = {
         "subscription": _SUBSCRIPTION,
         "kinds": _COUNTS | {"description": "What expires: access-token, client-secret, client-certificate, …"},
         "firstExpiresAt": {"type": "string", "format": "date-time", "description": "When the first of it does."},
+    },
+    NoticeType.EVENTS_EXPIRING: {
+        "subscription": _SUBSCRIPTION,
+        "count": {"type": "integer", "minimum": 1, "description": "How many go first; more may follow day by day."},
+        "firstSequence": {"type": "integer", "minimum": 1, "description": "Lowest number among them."},
+        "lastSequence": {"type": "integer", "minimum": 1, "description": "Highest number among them."},
+        "firstExpiresAt": {"type": "string", "format": "date-time", "description": "From when they are not kept."},
     },
 }
 """JSON Schemas of the members of `data`; all of them are always there."""

@@ -26,8 +26,10 @@ from broker.processes.workers import Readiness, run_workers, stop_on_signals
 from broker.settings import Settings
 from broker.storage import acceptance, installation, leases, people
 from broker.storage.acceptance import DELIVERIES_CHANNEL
+from broker.storage.expiring import expires_at
 from broker.storage.leases import SHARD_LEASE
 from broker.storage.listening import Listener
+from broker.storage.retention import Day
 from broker.storage.tables import accepted_at
 from broker.telemetry import log
 from schemas.resources import Health
@@ -116,6 +118,8 @@ def _context(resources: Resources, route_domain: RouteDomain) -> Context:
             return str(error)
         return None
 
+    default = resources.settings.retention.days
+
     async def health_of(keys: Sequence[int]) -> Mapping[int, Health]:
         async with resources.engine.connect() as connection:
             rows = await people.read_health(connection, keys)
@@ -125,6 +129,9 @@ def _context(resources: Resources, route_domain: RouteDomain) -> Context:
                 delivered_through=row.last_sequence if row.first_pending is None else row.first_pending - 1,
                 pending=row.pending,
                 oldest_pending_at=None if row.oldest is None else accepted_at(row.oldest),
+                expires_next_at=None
+                if row.oldest is None
+                else expires_at(Day(accepted_at(row.oldest).date()), row.retention_days or default),
                 dead_letters=row.dead_letters,
                 last_outcome=row.last_outcome,
             )

@@ -15,7 +15,7 @@ import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from broker.delivery.feeder import DATABASE_TROUBLE
-from broker.storage import accounting, drift, jobs, leases, pruning, retention, retirement
+from broker.storage import accounting, drift, expiring, jobs, leases, pruning, retention, retirement
 from broker.storage.drift import Finding
 from broker.storage.retention import Day
 from broker.storage.settings import AccountingSettings, RetentionSettings
@@ -28,6 +28,7 @@ NUMBERS: Final = "numbers"
 EVENTS: Final = "events"
 RETAIN: Final = "retain"
 PRUNE: Final = "prune"
+EXPIRING: Final = "expiring"
 
 _LOOK_SECONDS: Final = 1.0
 _FIGURES_SECONDS: Final = 15.0
@@ -66,6 +67,7 @@ class Housekeeper:
             EVENTS: (self._check_events, every),
             RETAIN: (self._retain, _HOURLY),
             PRUNE: (self._prune, _HOURLY),
+            EXPIRING: (self._tell_expiring, _HOURLY),
         }
         """Each with the least time from the end of a round to the next."""
 
@@ -225,6 +227,25 @@ class Housekeeper:
         except asyncpg.LockNotAvailableError:
             log().info("day-in-use", day=str(day.day))
         return None
+
+    async def _tell_expiring(
+        self, connection: asyncpg.Connection, cursor: Cursor, now: datetime
+    ) -> tuple[Cursor, bool]:
+        """Tell providers what retention will take: a day and a retention at a time, each once."""
+        default, ahead = self._retention.days, self._retention.notice_days
+        told: list[list[Any]] = cursor.get("told", [])
+        days = await retention.days(connection)
+        for day in days if ahead else ():
+            age = day.age(now)
+            for term in await retention.retentions(connection, default):
+                place = [str(day.day), term]
+                if max(term - ahead, 0) <= age < term and place not in told:
+                    count = await expiring.tell(connection, day, term, default, now, timedelta(days=ahead))
+                    if count:
+                        log().info("expiry-told", day=str(day.day), subscriptions=count)
+                    return {"told": [*told, place]}, False
+        there = {str(day.day) for day in days}
+        return {"told": [place for place in told if place[0] in there]}, True
 
     async def _prune(self, connection: asyncpg.Connection, cursor: Cursor, now: datetime) -> tuple[Cursor, bool]:
         """Forget what is older than anybody needs."""

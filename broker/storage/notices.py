@@ -22,6 +22,7 @@ LINGER: Final[Mapping[str, timedelta]] = {
     NoticeType.DELIVERY_DEAD_LETTERED: timedelta(seconds=10),
     NoticeType.EVENTS_REJECTED: timedelta(minutes=1),
     NoticeType.CREDENTIAL_EXPIRING: timedelta(0),
+    NoticeType.EVENTS_EXPIRING: timedelta(0),
 }
 """How long lines about the same thing are gathered before they are told together: a flood makes few notices."""
 _CLAIM: Final = timedelta(seconds=30)

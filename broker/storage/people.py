@@ -70,6 +70,7 @@ _HEALTH: Final = text(
     SELECT numbers.subscription AS key, numbers.last_sequence,
            numbers.last_sequence - coalesce(totals.delivered + totals.dead + totals.cancelled, 0) AS pending,
            coalesce(totals.dead, 0) AS dead_letters, head.sequence AS first_pending, head.event_key AS oldest,
+           kind.retention_days,
            coalesce(head.reason, last.reason, last.state::text) AS last_outcome
     FROM subscription_numbers AS numbers
     LEFT JOIN delivery_totals AS totals USING (subscription)
@@ -77,6 +78,8 @@ _HEALTH: Final = text(
         SELECT sequence, event_key, reason FROM deliveries
         WHERE subscription = numbers.subscription AND state = 'pending' ORDER BY sequence LIMIT 1
     ) AS head ON true
+    LEFT JOIN events AS event ON event.key = head.event_key
+    LEFT JOIN event_types AS kind ON kind.type = event.type
     LEFT JOIN LATERAL (
         SELECT state, reason FROM deliveries
         WHERE subscription = numbers.subscription
@@ -85,7 +88,7 @@ _HEALTH: Final = text(
     WHERE numbers.subscription = ANY(:keys)
     """
 )
-"""Health of subscriptions: counters and two index probes each, whatever the backlog.
+"""Health of subscriptions: counters and four index probes each, whatever the backlog.
 
 The last outcome is that of the first delivery that is pending, if it was tried, else of the one before it."""
 

@@ -11,6 +11,9 @@ class RetentionSettings(BaseModel):
     days: int = Field(
         default=60, ge=8, le=36_500, description="Days that events are kept, where their type says nothing."
     )
+    notice_days: int = Field(
+        default=5, ge=0, le=365, description="Days ahead that providers are told what they will miss; 0: never."
+    )
     deduplication_days: int = Field(
         default=400, ge=400, le=36_500, description="Days during which a source and id are accepted once."
     )

@@ -283,6 +283,14 @@ house_jobs = Table(
     comment="Housekeeping of the installation: whoever moves due_at on does the next step.",
 )
 
+expiring_told = Table(
+    "expiring_told",
+    metadata,
+    Column("subscription", BigInteger, primary_key=True, autoincrement=False),
+    Column("told_at", DateTime(timezone=True), nullable=False),
+    comment="When a provider was told last that what it has not received will expire.",
+)
+
 retirements = Table(
     "retirements",
     metadata,

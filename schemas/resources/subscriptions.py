@@ -322,6 +322,10 @@ class Health(Answer):
     delivered_through: int = Field(ge=0, description="Every number up to this one has been settled.")
     pending: int = Field(ge=0, description="Deliveries that wait or are being tried.")
     oldest_pending_at: datetime | None = Field(description="When the oldest of them was accepted; null: none waits.")
+    expires_next_at: datetime | None = Field(
+        default=None,
+        description="From when retention takes the first of them, if it still waits then; null: none waits.",
+    )
     dead_letters: int = Field(ge=0, description="Deliveries that ran out of attempts.")
     last_outcome: str | None = Field(
         description="How the last attempt ended; null: none was made.", examples=["delivered"]
@@ -335,6 +339,7 @@ class Health(Answer):
             delivered_through=0,
             pending=0,
             oldest_pending_at=None,
+            expires_next_at=None,
             dead_letters=0,
             last_outcome=None,
         )

@@ -1,8 +1,9 @@
 """Days past their retention: retired without a loss, and their numbers explained ever after (promises 2, 5)."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from hashlib import sha256
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,7 +16,7 @@ from fastapi import APIRouter
 from managing import administer, drop_database, sibling
 
 from broker.api import dead_letters, reconciliation
-from broker.processes.housekeeping import PRUNE, RETAIN, Housekeeper
+from broker.processes.housekeeping import EXPIRING, PRUNE, RETAIN, Housekeeper
 from broker.storage import accounting, jobs, records, retention, retirement
 from broker.storage.partitions import ensure_partitions
 from broker.storage.records import bodies
@@ -411,3 +412,73 @@ async def test_ids_and_rejections_are_forgotten_by_their_window_and_nothing_is_m
     assert await bode.pool.fetchval("SELECT count(*) FROM event_ids") == 2
     assert await bode.pool.fetchval("SELECT count(*) FROM rejections") == 1
     await nothing_is_off(bode, subscription)
+
+
+async def expiring(bode: Broker) -> list[dict[str, Any]]:
+    rows = await bode.pool.fetch("SELECT data::text FROM notices WHERE type = 'nl.bode.events-expiring' ORDER BY id")
+    return [json.loads(row[0]) for row in rows]
+
+
+async def test_providers_are_told_once_in_a_period_what_retention_will_take(bode: Broker) -> None:
+    publisher = await bode.publisher()
+    waiting, received = await bode.subscribed(publisher), await bode.subscribed(publisher)
+    await accept(bode, publisher, 3, days=61)
+    await accept(bode, publisher, 2, days=30)
+    await end(bode, received, "delivered", 1, 3)
+    early = NOW - timedelta(days=7)
+    await keep(bode, EXPIRING, early)
+    assert await expiring(bode) == [], "a week is too early"
+    soon = NOW - timedelta(days=5)
+    for moment in (soon, soon + timedelta(hours=1), soon + timedelta(days=1)):
+        await keep(bode, EXPIRING, moment)
+    expires = datetime.combine((NOW - timedelta(days=61)).date() + timedelta(days=61), time(), UTC)
+    assert await expiring(bode) == [
+        {
+            "subscription": str(waiting.id),
+            "count": 3,
+            "firstSequence": 1,
+            "lastSequence": 3,
+            "firstExpiresAt": expires.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+    ]
+    later = NOW + timedelta(days=26)
+    await keep(bode, EXPIRING, later)
+    told = await expiring(bode)
+    assert sorted((each["subscription"], each["count"]) for each in told[1:]) == sorted(
+        [(str(waiting.id), 2), (str(received.id), 2)]
+    )
+    await keep(bode, EXPIRING, later + timedelta(hours=1), notice_days=0)
+    assert len(await expiring(bode)) == 3
+
+
+async def test_a_type_that_is_kept_for_less_is_told_of_in_its_own_time(bode: Broker) -> None:
+    publisher = await bode.publisher()
+    waiting = await bode.subscribed(publisher)
+    await bode.pool.execute(
+        "INSERT INTO event_types (id, type, organisation_id, meaning, retention_days) VALUES ($1, $2, $3, 'x', 8)",
+        uuid4(), f"{publisher.domain}.iets", publisher.id,
+    )  # fmt: skip
+    await accept(bode, publisher, 1, days=3)
+    await keep(bode, EXPIRING, NOW - timedelta(days=1))
+    assert await expiring(bode) == []
+    await keep(bode, EXPIRING, NOW + timedelta(days=1))
+    assert [each["subscription"] for each in await expiring(bode)] == [str(waiting.id)]
+
+
+async def test_what_was_not_pulled_in_time_is_cancelled_with_a_reason_and_accounted_for(bode: Broker) -> None:
+    publisher = await bode.publisher()
+    _, oin, key = await bode.provider()
+    await bode.grant(publisher, oin)
+    made = await bode.world.call(
+        "POST", "/subscriptions", key=key, body={"protocol": "PULL", "types": [f"{publisher.domain}.iets"]}
+    )
+    identity = UUID(made.json["id"])
+    internal = await bode.pool.fetchval("SELECT key FROM subscriptions WHERE id = $1", identity)
+    pulled = Subscribed(identity, internal)
+    await accept(bode, publisher, 3, days=61)
+    await accept(bode, publisher, 1, days=3)
+    await keep(bode)
+    shown = await reconciled(bode, pulled, key)
+    stones = [(each["from"], each["to"], each["state"], each["reason"]) for each in shown["tombstones"]]
+    assert stones == [(1, 3, "cancelled", "payload-expired"), (4, 4, "pending", None)]
+    await nothing_is_off(bode, pulled)
