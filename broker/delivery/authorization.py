@@ -4,7 +4,8 @@
       │                                    ▲  └─401─► acquired anew, once, and asked again within the same attempt
       └──none──► flight ──► token endpoint ┘
 
-A flight is the one acquiring of a token that is under way for a subscription; all who need it wait for it. Tokens are
+A flight is the one acquiring of a token that is under way for a subscription as it is now; all who need it wait for
+it, and nobody who knows the subscription with another credential, or another sink, ever gets its token. Tokens are
 shared by all processes through the database, where a flight holds a claim, so that a refresh token that may be traded
 once is traded once. What lasts is renewed while it still does, behind the back of what is sent meanwhile.
 
@@ -14,7 +15,7 @@ Token endpoints are called through the same client as sinks: fence, limits, no r
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID, uuid4
@@ -85,7 +86,7 @@ class _Held:
 
     credential_id: UUID
     token: Token
-    line: bytes
+    line: bytes = field(repr=False)
     since: float
     until: float
     renew_at: float
@@ -141,7 +142,8 @@ class Authorizer:
         self._engine = engine
         self._keys = keys
         self._held: dict[UUID, _Held] = {}
-        self._flights: dict[UUID, asyncio.Task[_Held]] = {}
+        self._flights: dict[tuple[UUID, int], asyncio.Task[_Held]] = {}
+        """By subscription and version: what was asked for before a change is no answer to what is asked after it."""
         self._waiting: set[asyncio.Task[None]] = set()
 
     def send(self, source: TokenSource, target: Target, data: bytes, exchange: Exchange) -> None:
@@ -195,20 +197,21 @@ class Authorizer:
             raise _NotNow(Reason.TOKEN_UNAVAILABLE) from None
 
     def _flight(self, source: TokenSource, refused: bytes | None, *, ahead: bool = False) -> asyncio.Task[_Held]:
-        flight = self._flights.get(source.subscription)
+        number = (source.subscription, source.version)
+        flight = self._flights.get(number)
         if flight is None:
             flight = asyncio.get_running_loop().create_task(self._acquire(source, refused, ahead))
-            self._flights[source.subscription] = flight
-            flight.add_done_callback(lambda done: self._landed(source.subscription, done))
+            self._flights[number] = flight
+            flight.add_done_callback(lambda done: self._landed(number, done))
         return flight
 
-    def _landed(self, subscription: UUID, flight: asyncio.Task[_Held]) -> None:
-        self._flights.pop(subscription, None)
+    def _landed(self, number: tuple[UUID, int], flight: asyncio.Task[_Held]) -> None:
+        self._flights.pop(number, None)
         if flight.cancelled() or flight.exception() is not None:  # told to those who waited, if any
             return
         if len(self._held) >= _KEPT:
             self._held.pop(next(iter(self._held)))
-        self._held[subscription] = flight.result()
+        self._held[number[0]] = flight.result()
 
     async def _acquire(self, source: TokenSource, refused: bytes | None, ahead: bool) -> _Held:
         if source.endpoint is None:
@@ -372,6 +375,13 @@ class _Authorized(Exchange):
             self._task = None
             self._inner._carrier = None
             self._inner.failed(hindrance.reason)
+            return
+        except Exception as error:  # else it would never end, and hold its place and its lane for ever
+            WORKER_ERRORS.labels("sink-tokens").inc()
+            log().error("sink-token-failed", error=type(error).__name__)
+            self._task = None
+            self._inner._carrier = None
+            self._inner.failed(Reason.TOKEN_UNAVAILABLE)
             return
         self._task = None
         if self._inner.may_go():

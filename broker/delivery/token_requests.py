@@ -166,4 +166,4 @@ def _seconds(value: Any) -> float | None:
         value = int(value[:12])
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
         return None
-    return min(float(value), _LONGEST_SECONDS)
+    return float(min(value, _LONGEST_SECONDS))  # an integer may be too large for a float
