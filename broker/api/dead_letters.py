@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.api.context import broker_context_of
 from broker.delivery.sender import delivery_id
+from broker.ingest.view import View
 from broker.storage import dead_letters
 from broker.storage.dead_letters import DISCARDED, PORTION, Portion, Selection
 from broker.storage.sealing import excerpt_purpose
@@ -35,6 +36,7 @@ from schemas.resources.dead_letters import (
 from schemas.resources.evidence import FailedAttempt
 from schemas.resources.outcomes import DeadLetter, DeadLetterPage
 from subscriptions.callers import Caller, Scope
+from subscriptions.change_log import read_head
 from subscriptions.context import Context
 from subscriptions.database import AnyRow
 from subscriptions.http import ByCaller, InContext, Route, operation
@@ -171,6 +173,10 @@ async def discard_dead_letters(
     return await _discard(context, row, selection, body.because)
 
 
+class _Behind(Exception):
+    """The view isn't at the head of the change log, which stands still for this transaction."""
+
+
 _NOT_DEAD: Final = "This delivery is no dead letter now."
 _ENDED: Final = "The subscription has ended: nothing is sent to it any more."
 
@@ -183,14 +189,16 @@ async def _retry(request: Request, context: Context, row: AnyRow, selection: Sel
 
     async def decide(connection: AsyncConnection, portion: Portion) -> None:
         nonlocal retried, cancelled
-        await view.freshen()
+        head = await read_head(connection)
+        if view.version < head:
+            raise _Behind
         now = datetime.now(UTC)
         types = {each.type for each in portion.rows if each.type is not None}
         grants = {kind: view.directory.granted(row.organisation_id, kind, now) for kind in types}
         again, ended = await dead_letters.retry(connection, row.key, portion, grants)
         retried, cancelled = retried + again, cancelled + ended
 
-    more = await _decide(context, row.key, selection, decide)
+    more = await _decide(context, row.key, selection, decide, view)
     return DeadLettersRetried(subscription=row.id, retried=retried, cancelled=cancelled, more=more)
 
 
@@ -210,11 +218,12 @@ async def _decide(
     key: int,
     selection: Selection,
     decide: Callable[[AsyncConnection, Portion], Awaitable[None]],
+    view: View | None = None,
 ) -> bool:
     """Decide about what is selected, portion by portion, each in a transaction; whether there may be more."""
     after = done = 0
     while done < MOST_AT_ONCE:
-        portion = await _decide_portion(context, key, selection, after, decide)
+        portion = await _decide_portion(context, key, selection, after, decide, view)
         if len(portion.rows) < PORTION:
             return False
         done += len(portion.rows)
@@ -228,8 +237,11 @@ async def _decide_portion(
     selection: Selection,
     after: int,
     decide: Callable[[AsyncConnection, Portion], Awaitable[None]],
+    view: View | None,
 ) -> Portion:
     for _ in range(_TRIES):
+        if view is not None:
+            await view.freshen()  # not within: who holds a connection and waits for another holds up all
         try:
             async with context.engine.begin() as connection:
                 await dead_letters.keep_changes_out(connection)
@@ -237,6 +249,8 @@ async def _decide_portion(
                 if portion.rows:
                     await decide(connection, portion)
                 return portion
+        except _Behind:
+            pass  # something was changed in between
         except DBAPIError as error:
             if getattr(error.orig, "sqlstate", None) not in _SERIALIZATION:
                 raise

@@ -136,6 +136,19 @@ async def test_retried_dead_letter_is_sent_under_its_number_and_keeps_the_histor
     assert [(stone["from"], stone["state"]) for stone in shown["tombstones"]] == [(2, "dead")]
 
 
+async def test_many_who_decide_at_once_wait_for_each_other_and_for_no_connection(
+    bode: Delivering, sink: RawSink
+) -> None:
+    _, identity = await letters(bode, sink, 1)
+    many = 12
+    assert many > bode.world.engine.pool.size() + bode.world.engine.pool._max_overflow  # type: ignore[attr-defined]
+    place = f"/dead-letters/dlv_{identity.hex}_1/retries"
+    answers = await asyncio.gather(*(call(bode, "POST", place) for _ in range(many)))
+    assert sorted(each.status for each in answers) == [200] + [409] * (many - 1)
+    await until(bode, identity, "delivered", 1)
+    assert await counts(bode, identity) == (1, 0, 0, 0)
+
+
 async def test_retried_dead_letter_has_all_its_attempts_anew_and_may_die_again(bode: Delivering, sink: RawSink) -> None:
     _, identity = await letters(bode, sink, 1)
     target = (await bode.row(identity))["sink"].rpartition("/")[2]
