@@ -18,6 +18,7 @@ RECEIVED = Counter("bode_events_received", "Messages taken from an ingest queue 
 ACCEPTED = Counter("bode_events_accepted", "Events committed with all their deliveries.")
 DUPLICATES = Counter("bode_events_duplicate", "Events whose source and id were accepted before.")
 REJECTED = Counter("bode_events_rejected", "Messages committed as a rejection, by reason.", ["reason"])
+REPLAYED = Counter("bode_replayed", "Numbers that replays settled, by what became of them.", ["result"])
 NOTICES = Counter("bode_notices", "Notices of Bode's own that were accepted, by type.", ["type"])
 WARNINGS = Counter("bode_events_warned", "SHOULDs of the NL GOV profile that accepted events did not meet.", ["rule"])
 DATA_FINDINGS = Counter(

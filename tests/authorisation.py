@@ -45,6 +45,16 @@ MATRIX: Final[dict[str, Row]] = {
     "discardDeadLetters": Row(
         "/subscriptions/{subscription}/dead-letters/discards", "provider", operator=200, body={"because": "Oud."}
     ),
+    "startReplay": Row(
+        "/subscriptions/{subscription}/replays", "provider", right=409, body={"firstSequence": 1}
+    ),
+    "listReplays": Row("/subscriptions/{subscription}/replays", "provider", operator=200),
+    "getReplay": Row(
+        "/subscriptions/{subscription}/replays/{subscription}", "provider", right=404, operator=404
+    ),
+    "cancelReplay": Row(
+        "/subscriptions/{subscription}/replays/{subscription}", "provider", right=404, operator=404
+    ),
     "reconcile": Row("/subscriptions/{subscription}/reconciliation", "provider", operator=200),
     "pullEvents": Row("/subscriptions/{subscription}/events", "provider"),
     "getCursor": Row("/subscriptions/{subscription}/cursor", "provider"),

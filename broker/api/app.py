@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter, FastAPI
 from starlette.routing import Route
 
-from broker.api import dead_letters, events, outcomes, previews, pulling, reconciliation, traces
+from broker.api import dead_letters, events, outcomes, previews, pulling, reconciliation, replays, traces
 from broker.api.context import BrokerContext
 from subscriptions.context import API_PREFIX, Context
 from subscriptions.routes import install
@@ -34,6 +34,7 @@ def create_app(context: Context, broker_context: BrokerContext, status_pages: Se
     router.include_router(dead_letters.router)
     router.include_router(reconciliation.router)
     router.include_router(pulling.router)
+    router.include_router(replays.router)
     router.include_router(traces.router)
     router.include_router(previews.router)
     app.include_router(router)

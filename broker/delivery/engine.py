@@ -32,6 +32,7 @@ from broker.delivery.lanes import Delivery
 from broker.delivery.outcomes import OURS, Outcome, Reason, Verdict
 from broker.delivery.pace import BreakerState
 from broker.delivery.recorder import Recorder
+from broker.delivery.replay_runs import Replayed, ReplayRun
 from broker.delivery.runners import Office, Runner, Runners
 from broker.delivery.sender import Sender, Sending, Sink
 from broker.delivery.settings import DeliverySettings
@@ -43,6 +44,7 @@ from broker.telemetry import ATTEMPTS, HELD, IN_FLIGHT, WORKER_ERRORS, log
 _THROTTLE_SECONDS = 0.05
 _DATABASE_SECONDS = 0.5
 _UNREADABLE_SECONDS = 60.0
+_HELD_SECONDS = 2.0
 _FRESH_SECONDS = 5.0
 """An event that was accepted longer ago is no longer fresh: it goes behind those that are."""
 
@@ -153,6 +155,19 @@ class Engine:
         pace = self._runners.pace_of(subscription)
         return pace is not None and (pace.state is not BreakerState.CLOSED or pace.wait(self._clock()) > 0)
 
+    def replay(self, subscription: int, run: ReplayRun | None) -> None:
+        """Send this again when nothing else of the subscription is due; None: no more of it."""
+        self._runners.replay(subscription, run)
+        if run is not None:
+            self.feeder.wake([subscription])  # it may have no runner
+
+    def look_at(self, subscription: int) -> None:
+        """There is more to send again."""
+        runner = self._runners.get(subscription)
+        if runner is not None:
+            self._look(runner)
+            self._serve()
+
     async def released(self, shards: Iterable[int]) -> None:
         """These shards are no longer ours: stop sending for them and let attempts under way be recorded."""
         gone = set(shards)
@@ -207,8 +222,22 @@ class Engine:
             else:
                 bulk = queue.behind or now - (first.event_key >> KEY_SHIFT) / 1000 > _FRESH_SECONDS
                 self._turns.line_up(runner, Rank.BULK if bulk else Rank.FRESH)
-        elif (due := queue.next_due()) is not None:
-            runner.look_after(due - now, self._look_and_serve)
+        else:
+            if (due := queue.next_due()) is not None:
+                runner.look_after(due - now, self._look_and_serve)
+            if runner.replay is not None:
+                self._look_at_replay(runner, runner.replay, now)
+
+    def _look_at_replay(self, runner: Runner, run: ReplayRun, now: float) -> None:
+        """The same for what is sent again: nothing else may go now."""
+        wait = run.wait(now)
+        if wait is None:
+            return
+        pause = max(wait, runner.pace.wait(now))
+        if pause > 0:
+            runner.look_after(pause, self._look_and_serve)
+        else:
+            self._turns.line_up(runner, Rank.BULK)
 
     def _look_and_serve(self, runner: Runner) -> None:
         runner.timer = None
@@ -239,11 +268,21 @@ class Engine:
                 return PATIENCE / 4 if turns.waiting else 0.0
             if self.is_ours(runner):
                 if runner.in_flight < runner.pace.limit and runner.pace.wait(now) <= 0:
-                    if runner.sink.config.batch is not None:
-                        self._begin_batch(runner, now)
-                    elif (delivery := runner.queue.take(now)) is not None:
-                        self._begin(runner, delivery, now)
+                    self._begin_next(runner, now)
                 self._look(runner)
+
+    def _begin_next(self, runner: Runner, now: float) -> None:
+        """Begin what is due; if nothing is, what is to be sent again."""
+        delivery: Delivery | None
+        if runner.queue.first(now) is None:
+            delivery = None if runner.replay is None else runner.replay.take(now)
+        elif runner.sink.config.batch is not None:
+            self._begin_batch(runner, now)
+            return
+        else:
+            delivery = runner.queue.take(now)
+        if delivery is not None:
+            self._begin(runner, delivery, now)
 
     def _serve_later(self) -> None:
         self._serving_later = None
@@ -288,13 +327,28 @@ class Engine:
         reason = self.hindrance(runner, body)
         if body is None or reason is not None:
             now = self._clock()
-            self._settling.end(runner, delivery, attempt.epoch, Verdict(CANCELLED, reason=reason), now)
-            if not runner.stopped:
-                runner.queue.done(delivery, now)
+            if isinstance(delivery, Replayed):
+                delivery.run.skipped(delivery, reason or "")
+            else:
+                self._settling.end(runner, delivery, attempt.epoch, Verdict(CANCELLED, reason=reason), now)
+                if not runner.stopped:
+                    runner.queue.done(delivery, now)
             self._give_up(attempt)
             return
+        if isinstance(delivery, Replayed) and self._is_held(delivery):
+            self._put_off(attempt, _HELD_SECONDS)  # the replay waits for it until the hold ends
+            return
         attempt.begun_at = self._clock()
-        self._sender.begin(runner.sink, delivery.sequence, delivery.event_key, body.content, attempt)
+        if runner.sink.config.batch is None:
+            self._sender.begin(runner.sink, delivery.sequence, delivery.event_key, body.content, attempt)
+        else:  # sent again: a batch of one, under the id of the delivery
+            self._sender.begin_alone(runner.sink, delivery.sequence, delivery.event_key, body.content, attempt)
+
+    def _is_held(self, delivery: Replayed) -> bool:
+        """Whether its event is held. Of what is pending such a one isn't taken; a replay may have been read before."""
+        if not self._office.holds_events or delivery.source is None or delivery.type is None:
+            return False
+        return bool(self._office.held_events({delivery.event_key: (delivery.source, delivery.type)}))
 
     def hindrance(self, runner: Runner, body: Body | None) -> str | None:
         """Why a delivery may no longer be sent at all."""
@@ -311,6 +365,12 @@ class Engine:
         due = None
         if outcome.reason in OURS:
             self._hindered(attempt, outcome.reason, now)
+            return
+        if isinstance(delivery, Replayed):
+            try:
+                self._settling.replayed(runner, delivery, attempt.epoch, outcome, attempt.begun_at, now)
+            finally:
+                self.leave(attempt, now)
             return
         try:
             if outcome.reason is None:
@@ -334,13 +394,18 @@ class Engine:
 
     def _put_off(self, attempt: Attempt, seconds: float) -> None:
         """It was never sent, through no fault of the sink: again after a while."""
-        if not attempt.runner.stopped:
-            attempt.runner.queue.retry(attempt.delivery, self._clock() + seconds)
+        delivery, due = attempt.delivery, self._clock() + seconds
+        if isinstance(delivery, Replayed):
+            delivery.run.retry(delivery, due)
+        elif not attempt.runner.stopped:
+            attempt.runner.queue.retry(delivery, due)
         self._give_up(attempt)
 
     def _give_up(self, attempt: Attempt) -> None:
         """It was not sent, or its end is not awaited."""
         attempt.runner.pace.abandoned()
+        if isinstance(attempt.delivery, Replayed):
+            attempt.delivery.run.returned(attempt.delivery)
         self.leave(attempt, self._clock())
 
     def leave(self, attempt: Attempt | Batch, now: float) -> None:

@@ -16,6 +16,7 @@ from uuid import UUID
 from broker.delivery.lanes import RunQueue
 from broker.delivery.pace import BreakerState, Pace
 from broker.delivery.recorder import Recorder
+from broker.delivery.replay_runs import ReplayRun
 from broker.delivery.sender import Sink
 from broker.delivery.settings import DeliverySettings
 from broker.storage.records import OutcomeRow
@@ -79,6 +80,8 @@ class Runner:
     suspect: bool = False
     lingers_since: float | None = None
     """Since when what is ready waits for more, to be one batch."""
+    replay: ReplayRun | None = None
+    """What is sent again on request, when nothing else is due."""
 
     @property
     def key(self) -> int:
@@ -122,6 +125,7 @@ class Runners:
         self._feeding: set[int] = set()
         self._barred: set[int] = set()
         self._paces: dict[int, tuple[str, Pace]] = {}
+        self._replays: dict[int, ReplayRun] = {}
         self.accepting = True
 
     def __iter__(self) -> Iterator[Runner]:
@@ -215,10 +219,21 @@ class Runners:
                     self.shard_of(config.key),
                     self._pace(config),
                     RunQueue(0 if config.batch is None else config.batch.max_count),
+                    replay=self._replays.get(config.key),
                 )
                 if config.secrets_change_at is not None:  # then it is read anew, at the next sweep at the latest
                     seconds = (config.secrets_change_at - datetime.now(UTC)).total_seconds()
                     asyncio.get_running_loop().call_later(max(seconds, 0) + 0.01, self.drop, config.key)
+
+    def replay(self, key: int, run: ReplayRun | None) -> None:
+        """What the runner of a subscription, this one and those after it, sends again on request."""
+        if run is None:
+            self._replays.pop(key, None)
+        else:
+            self._replays[key] = run
+        runner = self._runners.get(key)
+        if runner is not None:
+            runner.replay = run
 
     def drop(self, key: int) -> None:
         """Forget what is in memory of a subscription; what is under way ends by itself."""
@@ -249,7 +264,8 @@ class Runners:
     def drop_idle(self, but: dict[int, None]) -> None:
         """Forget those that have nothing to do and won't have, with their paces."""
         for key, runner in list(self._runners.items()):
-            if runner.queue.idle and not runner.in_flight and key not in but and key not in self._feeding:
+            idle = runner.queue.idle and runner.replay is None and not runner.in_flight
+            if idle and key not in but and key not in self._feeding:
                 self.drop(key)
                 if runner.pace.failing_since is None:  # else it is still needed, when something comes again
                     self._forget_pace(key)

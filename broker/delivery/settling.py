@@ -14,6 +14,8 @@ from broker.delivery.lanes import Delivery
 from broker.delivery.outcomes import GONE, Outcome, Reason, Verdict, conclude
 from broker.delivery.pace import NOTED_AFTER_SECONDS
 from broker.delivery.recorder import Recorder
+from broker.delivery.replay_runs import SCHEDULE as REPLAY_SCHEDULE
+from broker.delivery.replay_runs import Replayed
 from broker.delivery.runners import Office, Runner, Runners
 from broker.delivery.sender import Sink
 from broker.delivery.settings import DeliverySettings
@@ -64,7 +66,11 @@ class Settling:
             )
             delayed_until = delivery.due if delivery.attempts == 1 else 0
             LATENCY.observe(max(now - (delayed_until or (delivery.event_key >> KEY_SHIFT) / 1000), 0))
-        seconds = now - begun_at
+        _SUCCESSES.inc(len(deliveries))
+        _DELIVERED.inc(len(deliveries))
+        self._sink_accepted(runner, epoch, now - begun_at)
+
+    def _sink_accepted(self, runner: Runner, epoch: int, seconds: float) -> None:
         pace = runner.pace
         if pace.noted:
             pace.noted = False
@@ -72,9 +78,37 @@ class Settling:
         if pace.succeeded(seconds):
             BREAKERS_OPEN.dec()
             log().info("breaker-closed", subscription=str(runner.sink.config.id))
-        _SUCCESSES.inc(len(deliveries))
-        _DELIVERED.inc(len(deliveries))
         ATTEMPT_SECONDS.observe(max(seconds, 0))
+
+    def replayed(
+        self, runner: Runner, delivery: Replayed, epoch: int, outcome: Outcome, begun_at: float, now: float
+    ) -> None:
+        """What came of one that was sent again: its replay is told, and what was recorded of it stays as it is."""
+        if outcome.reason is None:
+            _SUCCESSES.inc()
+            delivery.run.sent(delivery, outcome.status, now)
+            self._sink_accepted(runner, epoch, now - begun_at)
+            return
+        ATTEMPT_SECONDS.observe(max(now - begun_at, 0))
+        ATTEMPTS.labels(outcome.reason).inc()
+        delivery.attempts += 1
+        verdict = conclude(outcome, delivery.attempts, timedelta(0), REPLAY_SCHEDULE, self._jitter())
+        if verdict.wait is None:
+            delivery.run.failed(delivery, verdict.reason)
+        else:
+            delivery.run.retry(delivery, now + verdict.wait.total_seconds(), verdict.reason)
+        stop = None
+        if outcome.reason is Reason.THROTTLED and outcome.retry_after is not None:
+            stop = min(outcome.retry_after, runner.sink.schedule.horizon)
+        self._sink_failed(runner, outcome.reason, stop, now)
+        reason = self._reason_to_disable(runner, epoch, outcome, now)
+        if reason is not None:
+            self.give_up_sink(runner.sink, reason)
+
+    def _sink_failed(self, runner: Runner, reason: Reason, stop: timedelta | None, now: float) -> None:
+        if runner.pace.failed(now, stop, self._jitter()):
+            BREAKERS_OPEN.inc()
+            log().warning("breaker-opened", subscription=str(runner.sink.config.id), reason=reason)
 
     def failed(
         self, runner: Runner, deliveries: Sequence[Delivery], epoch: int, outcome: Outcome, begun_at: float, now: float
@@ -110,9 +144,7 @@ class Settling:
                 # not longer than the schedule: what waits must have its last attempt in the end
                 latest = min(outcome.retry_after, max(schedule.horizon - age, verdict.wait or timedelta(0)))
                 stop = latest if stop is None else min(stop, latest)
-        if runner.pace.failed(now, stop, self._jitter()):
-            BREAKERS_OPEN.inc()
-            log().warning("breaker-opened", subscription=str(runner.sink.config.id), reason=outcome.reason)
+        self._sink_failed(runner, outcome.reason, stop, now)
         reason = self._reason_to_disable(runner, epoch, outcome, now)
         again: dict[int, float] = {}
         for delivery, verdict, row in zip(deliveries, verdicts, rows, strict=True):

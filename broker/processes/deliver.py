@@ -20,6 +20,7 @@ from broker.delivery.office import DirectoryOffice
 from broker.delivery.own_identity import OwnIdentity
 from broker.delivery.proxy import Proxy, ProxyAddress
 from broker.delivery.recorder import Recorder
+from broker.delivery.replays import Replays
 from broker.delivery.sender import Sender
 from broker.delivery.settings import DeliverySettings
 from broker.delivery.tls import Contexts
@@ -135,6 +136,7 @@ class DeliverProcess:
             self._recorder,
             grant_clock=self._leasing.clock.now,
         )
+        self._replays = Replays(resources.pool, self._engine, self._leasing, shards, self._bodies.read_ahead)
         self._heartbeats = Heartbeats(
             resources.pool,
             self._delivery,
@@ -169,6 +171,7 @@ class DeliverProcess:
             "own-certificate": partial(self._own.run, self._client),
             "expiry": Expiry(self._resources.pool, self._own.expiries).run,
             "heartbeats": self._heartbeats.run,
+            "replays": self._replays.run,
             "test-notifications": self._trials.run,
             "holds": self._hold_canceller.run,
             "house": self._keep_house,
@@ -183,6 +186,7 @@ class DeliverProcess:
             async with asyncio.timeout(self._delivery.grace_seconds + 5):
                 await self._engine.stop()
                 await self._recorder.drained()
+                await self._replays.released(range(self._shards))
                 await self._leasing.leave()
         except (TimeoutError, *DATABASE_TROUBLE) as error:
             log().warning("shutdown-incomplete", error=type(error).__name__, unrecorded=self._recorder.unrecorded)
@@ -199,7 +203,9 @@ class DeliverProcess:
         self._sweep_asked.set()
 
     async def _shards_released(self, numbers: Iterable[int]) -> None:
-        await self._engine.released(numbers)
+        gone = list(numbers)
+        await self._engine.released(gone)
+        await self._replays.released(gone)
 
     def _subscription_changed(self, key: int) -> None:
         self._engine.changed(key)

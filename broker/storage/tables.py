@@ -36,7 +36,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from subscriptions.database import metadata
 
@@ -318,6 +318,38 @@ retired_numbers = Table(
     CheckConstraint("(state = 'delivered') = (digest IS NOT NULL)", name="delivered_has_a_digest"),
     Index("ix_retired_numbers_moving", "day", postgresql_where=text("state IN ('pending', 'dead')")),
     comment="Promise 5: what became of numbers whose rows are gone; adjacent ones of one state and reason together.",
+)
+
+replays = Table(
+    "replays",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("subscription", BigInteger, nullable=False),
+    Column("requested_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("first", BigInteger, nullable=False),
+    Column("last", BigInteger, nullable=False),
+    Column("numbers", ARRAY(BigInteger), nullable=True, comment="ascending; null: all from first to last"),
+    Column("per_second", Integer, nullable=False),
+    Column("state", Text, nullable=False, server_default=text("'running'")),
+    Column("reason", Text, nullable=True, comment="why it was cancelled"),
+    Column(
+        "cursor",
+        BigInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="numbers up to this one are settled",
+    ),
+    Column("sent", BigInteger, nullable=False, server_default=text("0")),
+    Column("failed", BigInteger, nullable=False, server_default=text("0")),
+    Column("skipped", JSONB, nullable=False, server_default=text("'{}'"), comment="how many for each reason"),
+    Column("last_failure", Text, nullable=True, comment="why an attempt failed last"),
+    Column("ended_at", DateTime(timezone=True), nullable=True),
+    CheckConstraint("state IN ('running', 'done', 'cancelled')", name="state"),
+    CheckConstraint("(state = 'running') = (ended_at IS NULL)", name="ended_has_a_time"),
+    CheckConstraint("last >= first AND first >= 1", name="forward"),
+    Index("ix_replays_running", "subscription", unique=True, postgresql_where=text("state = 'running'")),
+    Index("ix_replays_subscription", "subscription", "requested_at", "id"),
+    comment="Numbers of a subscription that are sent again on request, and how far that is.",
 )
 
 PARTITIONED = (events, deliveries, attempts)
