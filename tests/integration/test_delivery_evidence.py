@@ -14,7 +14,7 @@ CONCURRENCY = 2
 
 
 def arrival(process: str, at: float, sequence: int = 1) -> Arrival:
-    return Arrival("s", sequence, process, "e", Move.ACCEPT, 0, at, at, at + 0.1, at + 0.1)
+    return Arrival("s", sequence, process, "e", Move.ACCEPT, 0, at, at, ended=at + 0.1, ended_by_clock=at + 0.1)
 
 
 def evidence(*arrivals: Arrival) -> Evidence:
