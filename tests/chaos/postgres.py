@@ -125,10 +125,10 @@ class Node(Postgres):
             while await self.fetchval("SELECT pg_is_in_recovery()"):
                 await asyncio.sleep(0.05)
 
-    async def fetchval(self, statement: str) -> object:
+    async def fetchval(self, statement: str, *arguments: object) -> object:
         connection = await asyncpg.connect(self.url, timeout=5)
         try:
-            return await connection.fetchval(statement)
+            return await connection.fetchval(statement, *arguments)
         finally:
             await connection.close()
 

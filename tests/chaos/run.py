@@ -22,6 +22,7 @@ from pydantic import SecretStr
 from broker.migrations import migrate
 from broker.tools.identities import REGISTRIES, Identities, prepare
 from broker.tools.local.definitions import Registry as RegistryUser
+from schemas.notices import SOURCE
 from subscriptions.database import DatabaseSettings, create_engine
 from subscriptions.secrets import generate_encryption_key
 from tests.chaos.clock import Clock
@@ -314,8 +315,9 @@ class Run:
         try:
             pending = await self.cluster.primary.fetchval(
                 "SELECT (SELECT count(*) FROM deliveries WHERE state = 'pending') + greatest("
-                f"{confirmed} - (SELECT count(DISTINCT (source, id)) FROM events)"
-                " - (SELECT count(*) FROM rejections), 0)"
+                f"{confirmed} - (SELECT count(DISTINCT (source, id)) FROM events WHERE source <> $1)"
+                " - (SELECT count(*) FROM rejections), 0)",
+                SOURCE,
             )
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
             return None
