@@ -300,7 +300,7 @@ class Batches:
             return 0.0
         if runner.queue.fills(limits.max_count, now):
             return 0.0
-        if runner.lingers_since is None:
+        if runner.lingers_since is None or runner.lingers_since > now:  # the clock was set back
             runner.lingers_since = now
         first = runner.queue.first(now)
         since = runner.lingers_since if first is None else min(runner.lingers_since, accepted_seconds(first))

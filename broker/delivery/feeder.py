@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import asyncpg
 from sqlalchemy.exc import SQLAlchemyError
 
-from broker.delivery.lanes import Delivery
+from broker.delivery.lanes import LANE_WINDOW, Delivery
 from broker.delivery.runners import Office, Runner, Runners
 from broker.delivery.settings import DeliverySettings
 from broker.storage import corrections, records
@@ -223,7 +223,7 @@ class Feeder:
         asked = runner.queue.lanes_to_fetch()
         if not asked:
             return
-        key, cursor, window = runner.key, runner.queue.cursor, runner.queue.lane_window
+        key, cursor, window = runner.key, runner.queue.cursor, self._of_each_lane(runner, len(asked))
         # of a batch that failed all but the first wait in the database, which may not know yet that it failed
         unrecorded = {} if runner.sink.config.batch is None else self._runners.unrecorded(runner)
         try:
@@ -248,6 +248,11 @@ class Feeder:
         for lane, after in asked:
             complete = read[lane] < window
             runner.queue.offer_lane(lane, found[lane], after=after, complete=complete, now=now)
+
+    def _of_each_lane(self, runner: Runner, lanes: int) -> int:
+        """How many of each of so many lanes are read: what there is room for, so that memory knows no backlog."""
+        room = self._runners.window(runner) - runner.queue.buffered
+        return max(min(runner.queue.lane_window, room // lanes), LANE_WINDOW)
 
 
 def _delivery(row: PendingRow, held: Mapping[int, bool]) -> Delivery:

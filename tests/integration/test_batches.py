@@ -14,6 +14,7 @@ from managing import RING
 from standardwebhooks.webhooks import Webhook
 
 from broker.delivery.batches import batch_id
+from broker.delivery.lanes import LANE_WINDOW, RunQueue
 from subscriptions import grants, signing_keys
 from subscriptions.change_log import changing
 
@@ -266,3 +267,30 @@ async def test_settings_of_a_batch_are_bounded_merged_and_taken_away(bode: Deliv
         "maxCount": 20, "maxBytes": 1 << 20, "lingerMilliseconds": LONG,
     }  # fmt: skip
     assert "batch" not in ((await patch(None)).json.get("protocolSettings") or {})
+
+
+async def test_many_lanes_that_failed_together_come_back_without_their_backlogs_in_memory(
+    bode: Delivering, publisher: Publisher, sink: RawSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lanes, each = 40, 60
+    most, offer_lane = 0, RunQueue.offer_lane
+
+    def offered(queue: RunQueue, *given: Any, **named: Any) -> None:
+        nonlocal most
+        offer_lane(queue, *given, **named)
+        most = max(most, queue.buffered)
+
+    monkeypatch.setattr(RunQueue, "offer_lane", offered)
+    identity = await bode.active(publisher, sink.url("/"), retry={"delays": ["PT1S"] * 9}, **batch(each, linger=0))
+    key = (await bode.row(identity))["key"]
+
+    def fails_at_first(_: Asked) -> bytes:
+        runner = bode.process._engine._runners.get(key)
+        assert runner is not None
+        return ACCEPTED if runner.queue.cursor == lanes * each else answer("500 Internal Server Error")
+
+    sink.answers["POST", "/"] = fails_at_first
+    await publish(bode, publisher, [(f"s{number % lanes}", {}) for number in range(lanes * each)])
+    rows = await all_ended(bode, identity, lanes * each)
+    assert {row["state"] for row in rows} == {"delivered"}
+    assert 0 < most <= 128 + lanes * (LANE_WINDOW + 1)
