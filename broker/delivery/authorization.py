@@ -258,8 +258,7 @@ class Authorizer:
     async def _request(self, source: TokenSource, endpoint: Target, stored: Stored) -> _Held:
         assert not isinstance(source.credential, AccessTokenCredential)
         former = self._open(source, stored)
-        unsaved = self._held.get(source.subscription)
-        if unsaved is not None and not unsaved.stored and unsaved.credential_id == source.credential_id:
+        if (unsaved := self._unsaved(source)) is not None:
             former = unsaved.token
         refresh = None if former is None else former.refresh
         headers, body = token_requests.compose(source.credential, refresh)
@@ -301,6 +300,8 @@ class Authorizer:
 
     def _usable(self, source: TokenSource, stored: Stored | None, refused: bytes | None, ahead: bool) -> _Held | None:
         """A stored token, or at first the one that was given, if it can be used and isn't the refused one."""
+        if self._unsaved(source) is not None:  # what is stored is older
+            return None
         token = self._open(source, stored)
         if token is None and isinstance(source.credential, RefreshTokenCredential):
             moment = source.credential.access_token_expires_utc
@@ -313,6 +314,11 @@ class Authorizer:
         if held.line == refused or now >= held.until or (ahead and now >= held.renew_at):
             return None
         return held
+
+    def _unsaved(self, source: TokenSource) -> _Held | None:
+        """The last token, if it is in memory only because it could not be stored."""
+        held = self._held.get(source.subscription)
+        return held if held is not None and not held.stored and held.credential_id == source.credential_id else None
 
     def _open(self, source: TokenSource, stored: Stored | None) -> Token | None:
         if stored is None or stored.sealed is None:

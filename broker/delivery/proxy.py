@@ -21,7 +21,7 @@ from broker.telemetry import log
 
 _MOST_HEADER_BYTES: Final = 16 * 1024
 _REACH: Final = 0.5
-_ANSWER: Final = 0.75
+_ANSWER: Final = 0.7
 _ALIVE: Final = 0.2
 """Shares of an attempt's time: until the proxy is reached, until it has answered, and to see whether it lives."""
 _FAILURES: Final = 3
@@ -133,15 +133,16 @@ class Proxy:
 
     async def _expect_alive(self) -> None:
         """Raises `ProxyError` unless the proxy answers a question about itself, however."""
-        transport, tunnel = await self._reach(self._total_seconds * _ALIVE)
         try:
-            transport.write(f"OPTIONS * HTTP/1.1\r\nhost: {self._address.host}\r\n\r\n".encode())
             async with asyncio.timeout(self._total_seconds * _ALIVE):
-                await tunnel.status
+                transport, tunnel = await self._reach(self._total_seconds)
+                try:
+                    transport.write(f"OPTIONS * HTTP/1.1\r\nhost: {self._address.host}\r\n\r\n".encode())
+                    await tunnel.status
+                finally:
+                    transport.abort()
         except TimeoutError:
             raise ProxyError("it doesn't answer") from None
-        finally:
-            transport.abort()
 
     def _request(self, host: str, port: int) -> bytes:
         authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

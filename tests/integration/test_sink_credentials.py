@@ -20,6 +20,7 @@ from delivering import ACCEPTED, Asked, Delivering, RawSink, answer, delivering
 from managing import RING
 
 from broker.delivery.authorization import source_of
+from broker.storage import sink_tokens
 from subscriptions.secrets import token_purpose
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -365,3 +366,80 @@ async def test_what_an_ended_subscription_showed_is_forgotten(
     assert (row["status"], row["sink_credential"], row["sink_tls"]) == ("ended", None, None)
     for table in ("sink_tokens", "sink_expiries"):
         assert await bode.pool.fetchval(f"SELECT count(*) FROM {table} WHERE subscription_id = $1", identity) == 0
+
+
+async def test_tokens_that_cannot_be_read_cost_neither_delivery_nor_sink(
+    bode: Delivering, publisher: Publisher, sink: RawSink, server: RawSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.delivery.engine.HINDERED_SECONDS", 0.2)
+    identity = await bode.active(publisher, sink.url("/"), sinkTls=TLS)
+    tokens(server, issued("een"))
+    body = {"sinkCredential": client(server)}
+    await bode.world.call("PATCH", f"/subscriptions/{identity}", key=bode.provider_key, body=body)
+    real, failed = sink_tokens.read, asyncio.Event()
+
+    async def failing(engine: Any, subscription: UUID, credential: UUID) -> Any:
+        if subscription != identity or failed.is_set():  # others try again meanwhile
+            return await real(engine, subscription, credential)
+        failed.set()
+        raise ConnectionError
+
+    monkeypatch.setattr(sink_tokens, "read", failing)
+    await bode.publish(publisher, "a")
+    row = await bode.tried(identity, "delivered")
+    assert failed.is_set()
+    assert row["attempts"] == 1
+    assert not await bode.pool.fetchval("SELECT count(*) FROM attempts WHERE subscription = $1", row["subscription"])
+
+
+async def test_a_token_that_cannot_be_stored_is_used_and_its_refresh_token_is_the_next_one(
+    bode: Delivering, publisher: Publisher, sink: RawSink, server: RawSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {
+        "credentialType": "REFRESHTOKEN", "accessToken": "gegeven", "refreshToken": "ruil-1",
+        "refreshTokenEndpoint": server.url("/token"),
+    }  # fmt: skip
+    tokens(server, issued("een", refresh_token="ruil-2"), issued("twee", refresh_token="ruil-3"))
+    identity = await bode.active(publisher, sink.url("/"), sinkCredential=given, sinkTls=TLS)
+    real = sink_tokens.store
+
+    failed = asyncio.Event()
+
+    async def failing(engine: Any, subscription: UUID, **values: Any) -> bool:
+        if subscription != identity or failed.is_set():  # others try again meanwhile
+            return await real(engine, subscription, **values)
+        failed.set()
+        raise ConnectionError
+
+    monkeypatch.setattr(sink_tokens, "store", failing)
+    [source] = await _sources(bode, identity)
+    authorizer, deadline = bode.process._authorizer, asyncio.get_running_loop().time() + 10
+    first = await authorizer.token(source, b"authorization: Bearer gegeven\r\n", deadline)
+    await bode.pool.execute("UPDATE sink_tokens SET claimed_until = now() WHERE subscription_id = $1", identity)
+    second = await authorizer.token(source, first.line, deadline)
+    assert (first.token.access, second.token.access) == ("een", "twee")
+    assert [parse_qs(asked.body.decode())["refresh_token"] for asked in server.asked] == [["ruil-1"], ["ruil-2"]]
+
+
+async def test_a_process_that_does_not_know_the_present_credential_acquires_nothing(
+    bode: Delivering, publisher: Publisher, sink: RawSink, server: RawSink
+) -> None:
+    tokens(server, issued("een"))
+    identity = await bode.active(publisher, sink.url("/"), sinkCredential=client(server), sinkTls=TLS)
+    [source] = await _sources(bode, identity)
+    await bode.world.call(
+        "PATCH", f"/subscriptions/{identity}", key=bode.provider_key, body={"subscriberReference": "x"}
+    )
+    engine = bode.process._authorizer._engine
+    lease, claim = timedelta(seconds=30), UUID(int=1)
+    assert await sink_tokens.claim(
+        engine, identity, source.credential_id, version=source.version, claim=claim, lease=lease
+    ) is None  # fmt: skip
+    [source] = await _sources(bode, identity)
+    for owner, claimed in ((claim, True), (UUID(int=2), False)):
+        stored = await sink_tokens.claim(
+            engine, identity, source.credential_id, version=source.version, claim=owner, lease=lease
+        )
+        assert (stored is not None) is claimed
+    assert not await sink_tokens.store(engine, identity, claim=UUID(int=2), sealed=b"x", lasts=None)
+    await sink_tokens.release(engine, identity, claim=claim)
