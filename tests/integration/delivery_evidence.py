@@ -86,6 +86,10 @@ class Expected:
     """From, until: paused; the numbers of this half-open range were accepted in between."""
     resumed: list[float] = field(default_factory=list)
     """When it was resumed, after which its sink has a new beginning."""
+    held: list[tuple[float, float, frozenset[int], frozenset[int]]] = field(default_factory=list)
+    """From, until: these numbers, which were accepted in between, and these, which were accepted before, were held."""
+    hold_cancelled: set[int] = field(default_factory=set)
+    """Numbers that a hold covered when it was cancelled."""
     revoked: list[float] = field(default_factory=list)
     ended: bool = False
 
@@ -161,6 +165,9 @@ class Evidence:
                         yield f"{name} is dead after {row['attempts']} attempts"
                 case "cancelled":
                     caused = row["reason"] == "grant-ended" and subscription.revoked
+                    caused = caused or (
+                        row["reason"].startswith("hold-cancelled") and row["sequence"] in subscription.hold_cancelled
+                    )
                     if not caused and not (row["reason"] == "subscription-ended" and subscription.ended):
                         yield f"{name} is cancelled for {row['reason']}, which nobody did"
                 case state:
@@ -392,8 +399,14 @@ class Evidence:
     # promises 6 and 8
 
     def silence(self) -> Iterator[str]:
-        """Paused: nothing that was accepted since is sent. Revoked: nothing of before is sent any more."""
+        """Paused or held: nothing that was accepted since is sent. Held or revoked: nothing of before any more."""
         for subscription, arrival in self._each():
+            for begin, until, since, before in subscription.held:
+                if arrival.sequence in since and begin < arrival.begun < until:
+                    yield f"{_of(arrival)} came while it was held"
+                calm = not any(moment < arrival.begun for moment in self.processes[arrival.process].disturbed)
+                if arrival.sequence in before and begin + 1.0 < arrival.begun < until and calm:
+                    yield f"{_of(arrival)} came {arrival.begun - begin:.3f} s after it had been held"
             for begin, until, first, last in subscription.quiet:
                 if first <= arrival.sequence < last and begin < arrival.begun < until:
                     yield f"{_of(arrival)} came while the subscription was paused"

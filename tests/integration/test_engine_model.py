@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID, uuid4
@@ -41,8 +42,10 @@ from scripted_sinks import Move, Script
 from broker.ingest.accept import Accepted, Acceptor
 from broker.storage import leases, people
 from broker.storage.acceptance import DELIVERIES_CHANNEL
-from subscriptions import grants, life_cycle
+from schemas.resources import HoldBody, HoldScope
+from subscriptions import grants, holds, life_cycle
 from subscriptions.change_log import changing
+from subscriptions.history import Actor
 from subscriptions.life_cycle import activate
 
 SHARDS: Final = 4
@@ -91,6 +94,19 @@ def stage(postgres_url: str) -> Iterator[Stage]:
         shutil.rmtree(folder)
 
 
+_OPERATOR: Final = Actor("operator")
+
+
+@dataclass
+class Held:
+    """A hold that stands."""
+
+    id: UUID
+    since: float
+    last: dict[str, int]
+    """The last number of each subscription when it was placed."""
+
+
 on_stage = precondition(lambda self: self.subscriptions)
 
 
@@ -111,6 +127,9 @@ class Model(RuleBasedStateMachine):
         self.types_of: dict[str, frozenset[str]] = {}
         self.paused: dict[str, tuple[float, int]] = {}
         self.scripts: dict[str, Script] = {}
+        self.kinds: dict[str, list[str]] = {}
+        """Of each number."""
+        self.holds: dict[tuple[HoldScope, str], Held] = {}
 
     # the beginning
 
@@ -199,6 +218,7 @@ class Model(RuleBasedStateMachine):
                 lane = {"subject": subject, "subscription": "all", "none": None}[self.ordering[each]]
                 subscription = self.subscriptions[each]
                 subscription.events.append(name)
+                self.kinds.setdefault(each, []).append(kind)
                 subscription.lanes.append(lane)
                 subscription.accepted_by.append(now)
         if told:
@@ -239,6 +259,69 @@ class Model(RuleBasedStateMachine):
             subscription.quiet.append((since, time.time(), first, len(subscription.events) + 1))
         async with changing(self.stage.bode.world.engine, self.stage.settled) as connection:
             await life_cycle.resume(connection, subscription.identity)
+
+    @on_stage
+    @rule(scope=st.sampled_from(HoldScope), place=st.integers(0, 4), cancelled=st.booleans(), events=EVENTS)
+    def hold_or_end_it(
+        self, scope: HoldScope, place: int, cancelled: bool, events: Sequence[tuple[str, str | None]]
+    ) -> None:
+        """What is held has something to hold: events come at once, and time to send them, if anybody would."""
+        name = self._one(place)
+        value = {
+            HoldScope.SOURCE: self.publisher.source,
+            HoldScope.EVENT_TYPE: f"{self.publisher.domain}.{'ab'[place % 2]}",
+            HoldScope.ORGANISATION: self.providers[self.provider_of[name]][1],
+            HoldScope.SUBSCRIPTION: str(self.subscriptions[name].identity),
+        }[scope]
+        if (scope, value) in self.holds:
+            self.stage.call(self._end_hold(scope, value, cancelled))
+        elif not (scope is HoldScope.SUBSCRIPTION and self.subscriptions[name].ended):
+            self.stage.call(self._hold(scope, value))
+            self.accept(events, told=True)
+            time.sleep(0.04)
+
+    def _covers(self, scope: HoldScope, value: str, name: str, number: int) -> bool:
+        match scope:
+            case HoldScope.SOURCE:
+                return True
+            case HoldScope.EVENT_TYPE:
+                return value.endswith("." + self.kinds[name][number - 1])
+            case HoldScope.ORGANISATION:
+                return value == self.providers[self.provider_of[name]][1]
+            case HoldScope.SUBSCRIPTION:
+                return value == str(self.subscriptions[name].identity)
+
+    async def _hold(self, scope: HoldScope, value: str) -> None:
+        body = HoldBody(scope=scope, value=value, reason="model")
+        async with changing(self.stage.bode.world.engine, self.stage.settled) as connection:
+            row = await holds.place(connection, body, registry=None, actor=_OPERATOR)
+        last = {name: len(subscription.events) for name, subscription in self.subscriptions.items()}
+        self.holds[scope, value] = Held(row.id, time.time(), last)
+
+    async def _end_hold(self, scope: HoldScope, value: str, cancelled: bool) -> None:
+        held = self.holds[scope, value]
+        until = time.time()
+        async with changing(self.stage.bode.world.engine, self.stage.settled) as connection:
+            row = await holds.get(connection, held.id, registry=None)
+            if row.status == "cancelling":
+                return  # the processes are at it
+            if row.status == "active" and cancelled:
+                await holds.cancel(connection, row, "model", _OPERATOR)
+            elif row.status == "active":
+                await holds.release(connection, row, None, _OPERATOR)
+        if row.status == "active":
+            self._note(scope, value, held, until, cancelled)
+        if not (row.status == "active" and cancelled):
+            del self.holds[scope, value]
+
+    def _note(self, scope: HoldScope, value: str, held: "Held", until: float, cancelled: bool) -> None:
+        for name, subscription in self.subscriptions.items():
+            numbers = range(1, len(subscription.events) + 1)
+            covered = {number for number in numbers if self._covers(scope, value, name, number)}
+            since = frozenset(number for number in covered if number > held.last[name])
+            subscription.held.append((held.since, until, since, frozenset(covered - since)))
+            if cancelled:
+                subscription.hold_cancelled |= covered
 
     async def _status(self, name: str) -> str:
         statement = "SELECT status FROM subscriptions WHERE id = $1"
@@ -383,6 +466,8 @@ class Model(RuleBasedStateMachine):
         if not self.alive:
             self._start()
         deadline = time.monotonic() + QUIET_SECONDS
+        for scope, value in list(self.holds):
+            self.stage.call(self._end_hold(scope, value, cancelled=False))
         pending, rounds = self._pending(), 0
         while pending and time.monotonic() < deadline:
             rounds += 1
