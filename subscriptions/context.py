@@ -54,6 +54,7 @@ class Context:
     settled: Settled
     handshakes: HandshakeSettings = field(default_factory=HandshakeSettings)
     route_domain: RouteDomain = no_route
+    offer_queues: bool = False
 
     def changing(self, actor: Actor | None = None) -> AbstractAsyncContextManager[AsyncConnection]:
         """Opens a transaction of `change_log.changing` that is in force everywhere when the block has been left.
@@ -65,7 +66,7 @@ class Context:
     @property
     def sinks(self) -> SinkRules:
         """What this installation allows of sinks."""
-        return SinkRules(self.settings.allow_http_sinks, self.check_sink)
+        return SinkRules(self.settings.allow_http_sinks, self.check_sink, self.offer_queues)
 
     @property
     def filters(self) -> FilterRules:

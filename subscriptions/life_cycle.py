@@ -231,7 +231,9 @@ async def resume(connection: AsyncConnection, subscription_id: UUID) -> None:
         ),
         "status_reason": case((consented, None), else_=SINK_CHANGED),
         "validate_at": case(
-            (consented & (subscriptions.c.status != Status.DISABLED), subscriptions.c.validate_at), else_=func.now()
+            (subscriptions.c.protocol != Protocol.HTTP.value, None),
+            (consented & (subscriptions.c.status != Status.DISABLED), subscriptions.c.validate_at),
+            else_=func.now(),
         ),
         "refused_since": None,
         "failing_since": None,
@@ -274,7 +276,7 @@ async def end(
 
 def after_grant(protocol: Protocol) -> dict[str, Any]:
     """Returns the columns of a subscription that has the grant it waited for: now its sink is asked, if it has one."""
-    if protocol is Protocol.PULL:
+    if protocol is not Protocol.HTTP:
         return {"status": Status.ACTIVE, "status_reason": None, "validated_at": func.now()}
     return {"status": Status.VALIDATING, "status_reason": None, "validate_at": func.now()}
 

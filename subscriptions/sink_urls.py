@@ -34,6 +34,8 @@ class SinkRules:
 
     allow_http: bool
     check: CheckSink
+    offer_queues: bool = False
+    """Whether notifications can go into queues instead: there is a RabbitMQ."""
 
     def validate(self, url: str, member: str = "/sink") -> None:
         """Raises `InvalidInput` naming the member unless its URL is one that may be called."""

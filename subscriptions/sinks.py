@@ -12,9 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas.resources import SignatureScheme
 from subscriptions.credentials import NOBODY, Identity, open_identity
+from subscriptions.protocols import queue_name
 from subscriptions.secrets import KeyRing, SealError, secret_purpose
 from subscriptions.signing_keys import SigningSet, signing_now
-from subscriptions.tables import Protocol, Status, subscriptions
+from subscriptions.tables import Protocol, Status, organisations, subscriptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +62,16 @@ class SinkConfig:
     """Raised by each change of the subscription."""
     batch: BatchLimits | None = None
     """None: each notification is a request of its own."""
+    queue: str | None = None
+    """On the broker's RabbitMQ, where notifications go into a queue; `sink` then names it too."""
 
 
 async def load_sinks(engine: AsyncEngine, keys: KeyRing, wanted: Sequence[int]) -> list[SinkConfig]:
     """Reads the sinks of subscriptions, by their internal keys; those that don't exist or have none are missing."""
-    statement = select(subscriptions).where(
-        subscriptions.c.key == func.any(list(wanted)), subscriptions.c.protocol != Protocol.PULL.value
+    statement = (
+        select(subscriptions, organisations.c.oin)
+        .join(organisations, organisations.c.id == subscriptions.c.organisation_id)
+        .where(subscriptions.c.key == func.any(list(wanted)), subscriptions.c.protocol != Protocol.PULL.value)
     )
     now = datetime.now(UTC)
     sinks = []
@@ -100,11 +105,12 @@ def _sink(row: Row[Any], keys: KeyRing, ring: SigningSet | None, now: datetime) 
     if SignatureScheme.ED25519 in schemes and ring is not None:
         seeds = ring.seeds
         changes.append(ring.changes_at)
+    queue = queue_name(row.oin, row.id) if row.protocol == Protocol.AMQP else None
     return SinkConfig(
         row.key,
         row.id,
         row.organisation_id,
-        row.sink,
+        row.sink or f"queue:{queue}",
         Status(row.status),
         tuple(keys.open(secret, secret_purpose(row.id)).decode() for secret in sealed),
         seeds,
@@ -117,4 +123,5 @@ def _sink(row: Row[Any], keys: KeyRing, ring: SigningSet | None, now: datetime) 
         open_identity(row, keys),
         row.version,
         BatchLimits.of(row.protocol_settings),
+        queue,
     )

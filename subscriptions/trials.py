@@ -47,8 +47,8 @@ async def ask(connection: AsyncConnection, subscription_id: UUID, *, organisatio
     ).one_or_none()
     if row is None or row.status == "ended":
         raise NotFound
-    if row.protocol == Protocol.PULL:
-        raise Conflict("This subscription is pulled: there is no sink to try.")
+    if row.protocol != Protocol.HTTP:
+        raise Conflict("Notifications are not posted to this subscription: there is no sink to try.")
     if row.status not in MATCHED or row.validated_at is None:
         raise Conflict("The sink has not consented yet, so nothing can be posted to it.")
     if row.held:

@@ -40,9 +40,12 @@ class Reason(StrEnum):
     TOKEN_UNAVAILABLE = "token-unavailable"
     TOKEN_NOT_STORED = "token-not-stored"
     PROXY = "proxy-failed"
+    QUEUE_FULL = "queue-full"
+    QUEUE_MISSING = "queue-missing"
+    RABBITMQ = "rabbitmq-away"
 
 
-OURS: Final = frozenset({Reason.TOKEN_NOT_STORED, Reason.PROXY})
+OURS: Final = frozenset({Reason.TOKEN_NOT_STORED, Reason.PROXY, Reason.RABBITMQ})
 """Nothing was sent, through no fault of the sink: such an attempt counts neither for the delivery nor for the sink."""
 
 

@@ -17,6 +17,7 @@ from broker.delivery.authorization import Authorizer, TokenSource, source_of, st
 from broker.delivery.client import Answer, Client, Exchange, Target, Waiting
 from broker.delivery.envelopes import Envelope
 from broker.delivery.outcomes import Outcome, Reason, judge
+from broker.delivery.queues import QueueExchange, Queues, message_of
 from broker.delivery.retries import DEFAULT, Schedule
 from broker.delivery.signing import AsymmetricKey, Signer, SigningKey
 from broker.delivery.tls import TlsIdentity
@@ -29,6 +30,8 @@ _OURS: Final = frozenset(
     | {"webhook-signature", "traceparent", "content-length"}
 )
 """Headers that a subscription can't set."""
+_NOWHERE: Final = "https://queue.invalid/"
+"""In place of the URL of a sink that has none (RFC 6761, 6.4)."""
 
 
 def delivery_id(subscription_id: UUID, sequence: int) -> str:
@@ -60,7 +63,9 @@ class Sink:
         Raises:
             ValueError: when the configuration, which the API has checked, is not usable after all.
         """
-        target = Target.of(config.sink, TlsIdentity.of_sink(config.identity.tls))
+        target = Target.of(
+            _NOWHERE if config.queue is not None else config.sink, TlsIdentity.of_sink(config.identity.tls)
+        )
         authorization = standing(config)
         given = {name: value for name, value in config.headers.items() if name.lower() not in _OURS}
         headers = {
@@ -88,6 +93,11 @@ class Sink:
         return content if self.config.batch is None else b"[%s]" % content
 
 
+def traceparent(trace: int) -> str:
+    """The context of a trace (W3C Trace Context), with a span of its own."""
+    return f"00-{trace:032x}-{random.getrandbits(64) | 1:016x}-01"
+
+
 def sign_and_frame(sink: Sink, identity: str, trace: int, content: bytes, timestamp: int) -> bytes:
     """The whole request for a body that is ready: its head, signed, and the body.
 
@@ -105,12 +115,12 @@ def sign_and_frame(sink: Sink, identity: str, trace: int, content: bytes, timest
         signatures = " ".join([key.sign(identity, timestamp, content) for key in keys])
     head = (
         f"webhook-id: {identity}\r\nwebhook-timestamp: {timestamp}\r\nwebhook-signature: {signatures}\r\n"
-        f"traceparent: 00-{trace:032x}-{random.getrandbits(64) | 1:016x}-01\r\ncontent-length: {len(content)}\r\n\r\n"
+        f"traceparent: {traceparent(trace)}\r\ncontent-length: {len(content)}\r\n\r\n"
     )
     return b"".join((sink.head, head.encode(), content))
 
 
-class Sending(Exchange):
+class Sending(QueueExchange):
     """An exchange whose answer is judged; `ended` is called with the outcome."""
 
     __slots__ = ()
@@ -126,12 +136,17 @@ class Sending(Exchange):
             return
         self.ended(judge(answer.status, answer.header("retry-after"), answer.excerpt, datetime.now(UTC)))
 
+    def confirmed(self) -> None:
+        """A queue has it, which is as good as an answer."""
+        self.ended(_CONFIRMED)
+
     def failed(self, reason: Reason) -> None:
         """There was no answer to judge."""
         self.ended(Outcome(reason))
 
 
 _TAKEN: Final = Outcome(None, 204)
+_CONFIRMED: Final = Outcome(None)
 
 
 class _Awaited(Sending):
@@ -151,14 +166,18 @@ class _Awaited(Sending):
 class Sender:
     """Sends notifications over one client."""
 
-    def __init__(self, client: Client, authorizer: Authorizer | None = None) -> None:
-        """Make one; without an authorizer nothing is sent to sinks that need a token."""
+    def __init__(self, client: Client, authorizer: Authorizer | None = None, queues: Queues | None = None) -> None:
+        """Make one; without an authorizer or queues nothing is sent to sinks that need them."""
         self._client = client
         self._authorizer = authorizer
+        self._queues = queues
 
     def begin(self, sink: Sink, sequence: int, event_key: int, body: bytes, sending: Sending) -> None:
         """Begin an attempt, whose outcome `sending` is told."""
         content = sink.envelope.compose(body, sequence)
+        if sink.config.queue is not None:
+            self.begin_content(sink, f"{sink.id_prefix}{sequence}", event_key, content, sending)
+            return
         data = sign_and_frame(sink, f"{sink.id_prefix}{sequence}", event_key, content, int(time.time()))
         if sink.tokens is None:
             self._client.send(sink.target, data, sending)
@@ -191,7 +210,15 @@ class Sender:
 
     def begin_content(self, sink: Sink, identity: str, trace: int, content: bytes, sending: Sending) -> None:
         """Begin an attempt whose body is ready, such as a batch; `sending` is told its outcome."""
-        self.post(sink, sign_and_frame(sink, identity, trace, content, int(time.time())), sending)
+        queue, now = sink.config.queue, int(time.time())
+        if queue is None:
+            self.post(sink, sign_and_frame(sink, identity, trace, content, now), sending)
+        elif self._queues is None:
+            sending.failed(Reason.RABBITMQ)
+        else:
+            signatures = " ".join([key.sign(identity, now, content) for key in sink.keys])
+            message = message_of(content, CONTENT_TYPE, identity, now, signatures, traceparent(trace))
+            self._queues.begin(queue, message, sending)
 
     def begin_alone(self, sink: Sink, sequence: int, event_key: int, body: bytes, sending: Sending) -> None:
         """The same as `begin` to a sink that expects batches: it gets one with one notification."""

@@ -29,6 +29,9 @@ class DeliverySettings(BaseModel):
     linger_seconds: float = Field(default=0.01, ge=0, le=1, description="Wait to record outcomes together.")
     unrecorded_max: int = Field(default=5000, ge=100, le=100_000, description="No new attempts above this many.")
     body_cache_bytes: int = Field(default=64 << 20, ge=1 << 20, le=1 << 32, description="Event bodies kept in memory.")
+    queue_max_length: int = Field(
+        default=1_000_000, ge=1, le=1 << 31, description="Messages in a provider's queue; a full one refuses more."
+    )
     grace_seconds: float = Field(default=8, ge=0, le=300, description="At shutdown, time for attempts under way.")
     ca_file: Path | None = Field(
         default=None, description="PEM file of certificates that are believed, in place of the system's."

@@ -165,4 +165,5 @@ def _context(resources: Resources, route_domain: RouteDomain) -> Context:
         settled=settled,
         handshakes=resources.settings.handshake,
         route_domain=route_domain,
+        offer_queues=resources.settings.amqp.url is not None,
     )

@@ -19,6 +19,7 @@ from broker.delivery.heartbeats import Heartbeats
 from broker.delivery.office import DirectoryOffice
 from broker.delivery.own_identity import OwnIdentity
 from broker.delivery.proxy import Proxy, ProxyAddress
+from broker.delivery.queues import Queues
 from broker.delivery.recorder import Recorder
 from broker.delivery.replays import Replays
 from broker.delivery.sender import Sender
@@ -91,7 +92,12 @@ class DeliverProcess:
             proxy=_proxy(self._delivery),
         )
         self._authorizer = Authorizer(self._client, resources.engine, resources.keys)
-        sender = Sender(self._client, self._authorizer)
+        self._queues = Queues(
+            settings.amqp,
+            total_seconds=self._delivery.attempt_seconds,
+            max_length=self._delivery.queue_max_length,
+        )
+        sender = Sender(self._client, self._authorizer, self._queues)
         self._recorder = Recorder(resources.pool, shards, self._delivery.linger_seconds)
         self._bodies = Bodies(resources.pool, resources.keys, self._delivery.body_cache_bytes)
         self._handshaker = Handshaker(
@@ -188,6 +194,7 @@ class DeliverProcess:
                 await self._recorder.drained()
                 await self._replays.released(range(self._shards))
                 await self._leasing.leave()
+                await self._queues.close()
         except (TimeoutError, *DATABASE_TROUBLE) as error:
             log().warning("shutdown-incomplete", error=type(error).__name__, unrecorded=self._recorder.unrecorded)
 

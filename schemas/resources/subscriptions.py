@@ -37,9 +37,10 @@ Delay = Annotated[
 
 
 class Protocol(StrEnum):
-    """How notifications are delivered: posted to a sink, or fetched by the provider."""
+    """How notifications are delivered: posted to a sink, put into a queue of the provider's, or fetched by it."""
 
     HTTP = "HTTP"
+    AMQP = "AMQP"
     PULL = "PULL"
 
 
@@ -198,8 +199,9 @@ class SubscriptionBody(Resource):
         json_schema_extra={"format": "uri"},
     )
     protocol: Protocol = Field(
-        description="How notifications are delivered: `HTTP` posts them to the sink; with `PULL` you fetch them, and "
-        "there is no sink, handshake, signing secret or retry. It can't be changed later.",
+        description="How notifications are delivered: `HTTP` posts them to the sink; `AMQP` puts them into your "
+        "queue on the broker's RabbitMQ, without sink and handshake; with `PULL` you fetch them, and there is no sink, "
+        "handshake, signing secret or retry. It can't be changed later.",
         examples=["HTTP"],
     )
     protocol_settings: HttpSettings | None = Field(
@@ -278,6 +280,7 @@ class _ReadOnly(Resource):
     created_at: Any = Field(default=None, description="Ignored: set by the broker.")
     updated_at: Any = Field(default=None, description="Ignored: set by the broker.")
     health: Any = Field(default=None, description="Ignored: set by the broker.")
+    queue: Any = Field(default=None, description="Ignored: set by the broker.")
     sink_identity: Any = Field(default=None, description="Ignored: set by the broker.")
     secret: str | None = Field(default=None, description="Ignored when it is the present one; it can't be set.")
 
@@ -353,8 +356,13 @@ class Subscription(Answer):
     organisation: str = Field(description="OIN of the provider.", examples=["00000001823288444000"])
     sink: str | None = Field(
         default=None,
-        description="Where notifications are posted; absent: they are pulled.",
+        description="Where notifications are posted; absent: they are pulled, or go into a queue.",
         json_schema_extra={"format": "uri"},
+    )
+    queue: str | None = Field(
+        default=None,
+        description="The queue on the broker's RabbitMQ that notifications go into; absent: they don't.",
+        examples=["bode.deliver.00000001823288444000.5148d940-aaaa-4f8e-aaef-c559e26e09dc"],
     )
     protocol: Protocol = Field(description="How notifications are delivered.")
     protocol_settings: HttpSettings | None = Field(default=None, description="How the HTTP request is made.")

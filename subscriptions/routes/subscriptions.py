@@ -22,7 +22,7 @@ from schemas.resources import (
     SubscriptionPatch,
     SubscriptionReplacement,
 )
-from subscriptions import credentials, life_cycle
+from subscriptions import credentials, life_cycle, protocols
 from subscriptions import subscriptions as service
 from subscriptions.callers import Caller, Scope
 from subscriptions.context import api_url, context_of
@@ -32,7 +32,7 @@ from subscriptions.idempotency import Repeatable
 from subscriptions.organisations import get_organisation
 from subscriptions.paging import Paging
 from subscriptions.secrets import KeyRing, SealError
-from subscriptions.tables import organisations, subscriptions
+from subscriptions.tables import Protocol, organisations, subscriptions
 
 router = APIRouter(prefix="/subscriptions", tags=["subscriptions"], route_class=Route)
 
@@ -277,6 +277,8 @@ def _members(request: Request, row: AnyRow, oin: str, health: Health, caller: Ca
     identity = _sink_identity(request, row)
     if identity is not None:
         said["sinkIdentity"] = identity
+    if row.protocol == Protocol.AMQP:
+        said["queue"] = protocols.queue_name(oin, row.id)
     return said | {
         "url": f"{api_url(request)}/subscriptions/{row.id}",
         "id": row.id,

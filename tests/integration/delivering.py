@@ -15,6 +15,7 @@ from managing import RING, World
 from serving import serving
 
 from broker.delivery.settings import DeliverySettings, FenceSettings
+from broker.ingest.amqp import AmqpSettings
 from broker.processes.deliver import SHARD_LEASE, DeliverProcess
 from broker.processes.resources import Resources
 from broker.settings import ServeSettings, Settings
@@ -188,10 +189,11 @@ class Delivering(Broker):
 
 @asynccontextmanager
 async def delivering(
-    url: str, *, handshake: HandshakeSettings | None = None, **delivery: Any
+    url: str, *, handshake: HandshakeSettings | None = None, amqp: str | None = None, **delivery: Any
 ) -> AsyncIterator[Delivering]:
-    """Runs a delivery process; `delivery` are its settings."""
+    """Runs a delivery process; `delivery` are its settings, `amqp` is the URL of a RabbitMQ."""
     settings = Settings(
+        amqp=AmqpSettings.model_validate({"url": amqp}),
         database=DatabaseSettings.model_validate({"url": url}),
         secrets=SecretsSettings(),
         api=API,

@@ -1,5 +1,6 @@
 """Which processes serve a folder, and where they listen, as the operating system says."""
 
+import asyncio
 from pathlib import Path
 
 import psutil
@@ -31,3 +32,11 @@ def listening(folder: Path) -> set[tuple[str, int]]:
         for connection in process.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     }
+
+
+async def until_registered(folder: Path, queue: str) -> None:
+    """RabbitMQ writes down where a new quorum queue lives up to a second after it confirms what is in it."""
+    (names,) = (folder / "node").glob("*/quorum/*/names.dets")
+    async with asyncio.timeout(10):
+        while queue.encode() not in names.read_bytes():
+            await asyncio.sleep(0.05)

@@ -85,6 +85,7 @@ class World:
             cancel_ungranted=self._cancel_ungranted,
             cancel_subscription=self._cancel_subscription,
             settled=_nobody_sends,
+            offer_queues=True,
         )
         install(self.app, context)
 

@@ -11,20 +11,12 @@ from uuid import uuid4
 import aio_pika
 import aiormq
 import pytest
-from local_processes import family, listening, marked
+from local_processes import family, listening, marked, until_registered
 
 from broker.tools.local.definitions import EXCHANGE
 from broker.tools.local.rabbitmq import RabbitMQ, Registry
 
 MARKER = b"999990019-in-a-body"
-
-
-async def until_registered(folder: Path, queue: str) -> None:
-    """RabbitMQ writes down where a new quorum queue lives up to a second after it confirms what is in it."""
-    (names,) = (folder / "node").glob("*/quorum/*/names.dets")
-    async with asyncio.timeout(10):
-        while queue.encode() not in names.read_bytes():
-            await asyncio.sleep(0.05)
 
 
 async def publish(url: str, routing_key: str, user_id: str | None = None) -> None:
