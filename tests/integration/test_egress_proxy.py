@@ -36,7 +36,7 @@ async def proxy() -> AsyncIterator[ForwardProxy]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def bode(url: str, proxy: ForwardProxy) -> AsyncIterator[Delivering]:
     address = proxy.url.replace("ge:heim", "ge%3Aheim")
-    async with delivering(url, attempt_seconds=2, proxy=SecretStr(address)) as running:
+    async with delivering(url, attempt_seconds=4, proxy=SecretStr(address)) as running:
         yield running
 
 

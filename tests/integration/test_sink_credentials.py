@@ -32,7 +32,7 @@ UNAUTHORIZED = answer("401 Unauthorized", body="who are you?")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def bode(url: str) -> AsyncIterator[Delivering]:
-    async with delivering(url, attempt_seconds=3) as running:
+    async with delivering(url, attempt_seconds=6) as running:
         yield running
 
 
@@ -217,7 +217,7 @@ async def test_a_refresh_token_is_traded_when_the_token_ends_and_the_next_one_is
     traded = [parse_qs(asked.body.decode()) for asked in server.asked]
     assert [form["refresh_token"] for form in traded] == [["ruil-1"], ["ruil-2"]]
     assert {form["client_id"][0] for form in traded} == {"bode"}
-    async with delivering(bode.url, attempt_seconds=3) as other:  # another process has what this one acquired
+    async with delivering(bode.url, attempt_seconds=6) as other:  # another process has what this one acquired
         [source] = await _sources(other, identity)
         held = await other.process._authorizer.token(source, None, asyncio.get_running_loop().time() + 5)
         assert held.token.access == "twee"
@@ -245,7 +245,7 @@ async def test_two_processes_trade_a_refresh_token_once(
 
     tokens(server, slowly)
     identity = await bode.active(publisher, sink.url("/"), sinkCredential=given, sinkTls=TLS)
-    async with delivering(bode.url, attempt_seconds=3) as other:
+    async with delivering(bode.url, attempt_seconds=6) as other:
         refused = b"authorization: Bearer gegeven\r\n"
         deadline = asyncio.get_running_loop().time() + 10
         [source] = await _sources(bode, identity)

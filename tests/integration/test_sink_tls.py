@@ -32,7 +32,7 @@ SELF_SIGNED = issue("alone", None, authority=True)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def bode(url: str) -> AsyncIterator[Delivering]:
-    async with delivering(url, attempt_seconds=3) as running:
+    async with delivering(url) as running:
         yield running
 
 
