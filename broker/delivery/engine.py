@@ -162,9 +162,11 @@ class Engine:
             self.feeder.wake([subscription])  # it may have no runner
 
     def look_at(self, subscription: int) -> None:
-        """There is more to send again."""
+        """There is more to send again, or may be."""
         runner = self._runners.get(subscription)
-        if runner is not None:
+        if runner is None:
+            self.feeder.wake([subscription])  # nobody else does, when nothing is pending
+        else:
             self._look(runner)
             self._serve()
 

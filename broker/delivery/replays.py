@@ -91,6 +91,7 @@ class Replays:
             if key not in self._runs and epoch >= 0:
                 self._runs[key] = run = ReplayRun.of(each, epoch)
                 self._engine.replay(key, run)
+            self._engine.look_at(key)  # a shard that was not surely ours a moment ago is passed over then
 
     async def _feed(self, run: ReplayRun) -> None:
         if not run.wants_more:
