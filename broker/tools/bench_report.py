@@ -95,7 +95,7 @@ class Report:
         """Every figure over the runs, by its name."""
         values: dict[str, list[float]] = {}
         for run in self.runs:
-            for name, value in _figures(run).items():
+            for name, value in _figures(run, self.workload.batch == 0).items():
                 values.setdefault(name, []).append(value)
         return {name: Spread.of(several) for name, several in values.items()}
 
@@ -113,7 +113,7 @@ class Report:
         )
 
 
-def _figures(run: Run) -> dict[str, float]:
+def _figures(run: Run, signed_alone: bool) -> dict[str, float]:
     figures: dict[str, float] = {}
     if run.throughput is not None:
         full = run.throughput
@@ -133,7 +133,7 @@ def _figures(run: Run) -> dict[str, float]:
     for name, yardstick in run.yardsticks.items():
         figures[f"{name}_per_second"] = yardstick.per_second
         figures[f"{name}_cpu_us"] = yardstick.cpu_us
-        if name.startswith("signing_") and run.throughput is not None:
+        if name.startswith("signing_") and run.throughput is not None and signed_alone:
             figures[f"{name}_percent"] = 100 * yardstick.cpu_us / sum(run.throughput.cpu_us.values())
     return figures
 
