@@ -20,8 +20,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker.api.context import BrokerContext, broker_context_of
 from broker.delivery.envelopes import Envelope
 from broker.storage import evidence, pulls
+from broker.storage.pulls import Portion
 from broker.storage.sealing import open_body
-from schemas.problems import InvalidInput, InvalidParam, Unavailable
+from schemas.problems import Conflict, InvalidInput, InvalidParam, Unavailable
 from schemas.resources.evidence import Tombstone, TombstoneState
 from schemas.resources.pulls import Acknowledged, Acknowledgement, PullCursor, PulledEvents
 from subscriptions import subscriptions
@@ -105,34 +106,54 @@ async def get_cursor(id: UUID, caller: ByCaller, context: InContext) -> PullCurs
 @router.put(
     "/subscriptions/{id}/cursor",
     response_model=Acknowledged,
-    **operation("acknowledge", "Acknowledge what was pulled", scopes=_OWN, problems=(404,), body=True),
+    **operation("acknowledge", "Acknowledge what was pulled", scopes=_OWN, problems=(404, 409), body=True),
 )
-async def acknowledge(id: UUID, body: Acknowledgement, caller: ByCaller, context: InContext) -> Acknowledged:
+async def acknowledge(
+    request: Request, id: UUID, body: Acknowledgement, caller: ByCaller, context: InContext
+) -> Acknowledged:
     """Says that you took over everything up to a pull's `through`: what of it was pending or dead is delivered.
 
-    It is not sent any more, but for what is being sent this moment. Saying it again, or of an earlier place, does no
-    harm.
+    It is not sent any more, but for what is being sent this moment. What the pull showed as a tombstone is cancelled.
+    Saying it again, or of an earlier place, does no harm. Before what is held, or waits for the delay of its type, the
+    cursor stops: 409.
     """
+    broker = broker_context_of(request)
     async with context.engine.connect() as connection:
         row = await subscriptions.get(connection, id, organisation_id=caller.own.id)
     through = _open_cursor(context.keys, id, body.cursor)
     ended, complete = 0, False
     while not complete:
-        portion, complete = await _acknowledge_portion(context, row.key, through)
-        ended += portion
+        await broker.view.freshen()  # not within: who holds a connection and waits for another holds up all
+        if broker.view.directory.holds.of_subscription(row.organisation_id, id) is not None:
+            raise Conflict("The subscription is held: nothing of it can be acknowledged until that ends.")
+        portion = await _acknowledge_portion(context, broker, row, through)
+        if portion.kept_back is not None:
+            raise Conflict(
+                f"Number {portion.kept_back} is held, or waits for the delay of its type. What comes before it is "
+                "acknowledged."
+            )
+        ended += portion.ended
+        complete = portion.complete
     async with context.engine.connect() as connection:
         moved = await pulls.read_cursor(connection, row.key)
         last, _ = await evidence.read_head(connection, row.key)
     return Acknowledged(subscription=id, through=moved, last_sequence=last, ended=ended)
 
 
-async def _acknowledge_portion(context: Context, key: int, through: int) -> tuple[int, bool]:
+async def _acknowledge_portion(context: Context, broker: BrokerContext, row: AnyRow, through: int) -> Portion:
     """One portion in a transaction of its own; outcomes that are recorded at the same time may be in its way."""
+    now, directory = datetime.now(UTC), broker.view.directory
+
+    def granted(event_type: str) -> bool:
+        return directory.granted(row.organisation_id, event_type, now) is not None
+
     for _ in range(_DEADLOCKS):
         try:
             async with context.engine.begin() as connection:
                 await evidence.follow_indexes(connection)
-                return await pulls.acknowledge_portion(connection, key, through)
+                return await pulls.acknowledge_portion(
+                    connection, row.key, through, granted=granted, holds=directory.holds
+                )
         except DBAPIError as error:
             if getattr(error.orig, "sqlstate", None) not in _SERIALIZATION:
                 raise
