@@ -167,7 +167,7 @@ class Feeder:
             await self._feed_up_to(limit, those)
 
     async def _feed_up_to(self, limit: int, wanting: list[Runner]) -> None:
-        cursors = [(runner.key, runner.queue.cursor, runner.queue.cursor_key) for runner in wanting]
+        cursors = [(runner.key, runner.queue.cursor) for runner in wanting]
         for runner in wanting:
             runner.queue.more = False  # a wake-up during the query asks again
         try:

@@ -78,8 +78,6 @@ class RunQueue:
         """Make an empty one; of a lane that is closed it holds `lane_window` deliveries (0: the usual number)."""
         self.lane_window = lane_window or LANE_WINDOW
         self.cursor = 0
-        self.cursor_key = 0
-        """The event key at the cursor."""
         self.more = True
         """The database may hold pending rows beyond the cursor."""
         self.behind = False
@@ -123,7 +121,7 @@ class RunQueue:
         for row in rows:
             if row.sequence <= self.cursor:
                 continue
-            self.cursor, self.cursor_key = row.sequence, row.event_key
+            self.cursor = row.sequence
             if row.held or row.lane in self._barred:
                 self._pass_over(row)
                 continue

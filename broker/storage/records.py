@@ -10,26 +10,23 @@ from datetime import UTC, datetime
 import asyncpg
 
 from broker.storage.notices import DEAD_LETTERED
-from broker.storage.tables import DEAD, KEY_SHIFT
-
-_KEYS_APART = 3_600_000 << KEY_SHIFT
-"""An hour. A transaction that accepts takes seconds at most."""
+from broker.storage.tables import DEAD
 
 _PENDING_AFTER = """
 SELECT pending.subscription, pending.sequence, pending.event_key, pending.lane, pending.attempts, pending.due
-FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS asked (subscription, cursor, oldest_key)
+FROM unnest($1::bigint[], $2::bigint[]) AS asked (subscription, cursor)
 CROSS JOIN LATERAL (
     SELECT subscription, sequence, event_key, lane, attempts,
            coalesce(extract(epoch FROM next_attempt_at), 0)::float8 AS due
     FROM deliveries
     WHERE subscription = asked.subscription AND sequence > asked.cursor AND state = 'pending'
-      AND event_key >= asked.oldest_key
-    ORDER BY sequence LIMIT $4
+    ORDER BY sequence LIMIT $3
 ) AS pending
 """
 """The next pending deliveries of several subscriptions, each beyond its cursor, in order of number.
 
-The key says which partitions need not be looked at: thirty-three of them cost 40 µs, the one that matters 18."""
+Not bounded by event key, which would leave partitions out: keys carry the time, and what was accepted before the clock
+was set back would hide what was accepted after, until that is overtaken in its lane."""
 
 _PENDING_OF_LANE = """
 SELECT pending.subscription, pending.sequence, pending.event_key, pending.lane, pending.attempts, pending.due
@@ -187,16 +184,10 @@ PendingRow = tuple[int, int, int, int | None, int, float]
 
 
 async def pending_after(
-    connection: asyncpg.Connection, cursors: Sequence[tuple[int, int, int]], limit: int
+    connection: asyncpg.Connection, cursors: Sequence[tuple[int, int]], limit: int
 ) -> list[PendingRow]:
-    """Up to `limit` pending deliveries for each (subscription, number at the cursor, event key at the cursor).
-
-    Keys rise with numbers but for the time that transactions take, so what is beyond the cursor is at most
-    `_KEYS_APART` older. Where the clock was set back further, a reader that begins anew, from 0, finds it.
-    """
-    keys, numbers, event_keys = zip(*cursors, strict=True)
-    oldest = [event_key - _KEYS_APART for event_key in event_keys]
-    rows = await connection.fetch(_PENDING_AFTER, list(keys), list(numbers), oldest, limit)
+    """Up to `limit` pending deliveries for each (subscription, cursor)."""
+    rows = await connection.fetch(_PENDING_AFTER, [c[0] for c in cursors], [c[1] for c in cursors], limit)
     return [tuple(row) for row in rows]
 
 

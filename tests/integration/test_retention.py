@@ -337,7 +337,7 @@ async def test_kept_dead_letters_are_retried_and_discarded_like_others(bode: Bro
     rows = await bode.deliveries(subscription.key)
     assert [(row["sequence"], row["state"]) for row in rows] == [(1, "pending"), (2, "pending"), (3, "cancelled")]
     async with bode.pool.acquire() as connection:
-        found = await records.pending_after(connection, [(subscription.key, 0, 0)], 10)
+        found = await records.pending_after(connection, [(subscription.key, 0)], 10)
         assert [row[1] for row in found] == [1, 2]
         assert len(await bodies(connection, [row[2] for row in found])) == 2
     await end(bode, subscription, "delivered", 1, 2)
