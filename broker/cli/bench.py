@@ -243,3 +243,22 @@ def fairness(
             typer.echo(json.dumps(bench.as_json(options, made), indent=2))
 
     run(measure())
+
+
+@app.command()
+def missed(
+    notifications: Annotated[int, typer.Option(min=1_000, help="Missed while the sink hung.")] = 200_000,
+    json_output: JsonOutput = False,
+) -> None:
+    """Measure how a provider that was down for long fetches what it missed, by pull and by replay."""
+    from broker.tools import bench_missed as bench
+
+    console = Console(stderr=json_output)
+
+    async def measure() -> None:
+        report = await bench.run(notifications, console)
+        console.print(report.as_table())
+        if json_output:
+            typer.echo(json.dumps(report.as_json(), indent=2))
+
+    run(measure())

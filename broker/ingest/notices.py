@@ -62,8 +62,9 @@ class Notifier:
             return 0
         results = await self._acceptor.accept([_message(notice) for notice in due])
         for notice, result in zip(due, results, strict=True):
-            if isinstance(result, Rejected):
-                raise AssertionError(f"a notice of Bode's own was rejected: {result.code}")
+            if isinstance(result, Rejected):  # a defect; telling it again would bring the same
+                WORKER_ERRORS.labels("notices").inc()
+                log().error("notice-rejected", type=notice.type, code=result.code)
             if isinstance(result, Accepted):
                 NOTICES.labels(notice.type).inc()
                 self._accepted.put_nowait(result)

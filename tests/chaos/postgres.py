@@ -118,8 +118,10 @@ class Node(Postgres):
 
     async def promote(self) -> None:
         trigger = self._data / "promote"
-        trigger.touch()
-        self._account.own(trigger)
+        new = trigger.with_suffix(".new")  # PostgreSQL takes the file away as soon as it sees it
+        new.touch()
+        self._account.own(new)
+        new.replace(trigger)
         self.signal(signal.SIGUSR1)
         async with asyncio.timeout(30):
             while await self.fetchval("SELECT pg_is_in_recovery()"):
