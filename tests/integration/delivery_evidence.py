@@ -12,6 +12,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
+import orjson
 from delivery_processes import DeliverProcess
 from scripted_sinks import THROTTLES, UNANSWERED, Arrival, Move
 
@@ -70,6 +71,17 @@ FIRST_OPEN_SECONDS: Final = 5.0
 
 
 @dataclass
+class Asked:
+    """A replay that somebody asked for."""
+
+    id: UUID
+    at: float
+    """Just before, in real time."""
+    first: int
+    last: int
+
+
+@dataclass
 class Expected:
     """A subscription as the model knows it. Index 0 is number 1."""
 
@@ -91,6 +103,9 @@ class Expected:
     hold_cancelled: set[int] = field(default_factory=set)
     """Numbers that a hold covered when it was cancelled."""
     revoked: list[float] = field(default_factory=list)
+    retried: dict[int, list[float]] = field(default_factory=dict)
+    """Dead letters that were made pending again, by number: just before that, in real time."""
+    replays: list[Asked] = field(default_factory=list)
     ended: bool = False
 
 
@@ -108,6 +123,9 @@ class Evidence:
     seen: dict[tuple[int, int], list[asyncpg.Record]] = field(default_factory=lambda: defaultdict(list))
     rows: dict[tuple[int, int], asyncpg.Record] = field(default_factory=dict)
     attempts: dict[tuple[int, int], list[asyncpg.Record]] = field(default_factory=lambda: defaultdict(list))
+    replays: dict[UUID, asyncpg.Record] = field(default_factory=dict)
+    replayed: dict[str, list[Arrival]] = field(default_factory=dict)
+    """What came because of replays; it is not among `arrivals`, but for the first that the sink accepted."""
 
     async def read(self, pool: asyncpg.Pool) -> None:
         keys = [subscription.key for subscription in self.subscriptions.values()]
@@ -123,12 +141,34 @@ class Evidence:
             "SELECT * FROM attempts WHERE subscription = ANY($1::bigint[]) ORDER BY started_at", keys
         ):
             self.attempts[row["subscription"], row["sequence"]].append(row)
+        for row in await pool.fetch("SELECT * FROM replays WHERE subscription = ANY($1::bigint[])", keys):
+            self.replays[row["id"]] = row
+        self._set_apart()
+
+    def _set_apart(self) -> None:
+        """Tell what replays sent from the rest: what came of a number in its range after it had ended, and had come."""
+        for name, subscription in self.subscriptions.items():
+            if not subscription.replays:
+                continue
+            self.replayed[name] = apart = []
+            kept: list[Arrival] = []
+            for arrival in self.arrivals[name]:
+                (apart if self._is_replayed(subscription, arrival) else kept).append(arrival)
+            self.arrivals[name] = kept
+
+    def _is_replayed(self, subscription: Expected, arrival: Arrival) -> bool:
+        if not any(
+            each.first <= arrival.sequence <= each.last and each.at <= arrival.begun for each in subscription.replays
+        ):
+            return False
+        before = [row for row in self.seen[subscription.key, arrival.sequence] if row["at"] < arrival.begun]
+        return bool(before) and before[-1]["state"] in ("delivered", "dead")
 
     def wrong(self) -> list[str]:
         """Everything that breaks a promise."""
         checks = (
             self.numbers, self.ends, self.order, self.repetitions, self.strays, self.records, self.schedule,
-            self.sinks, self.silence,
+            self.sinks, self.silence, self.again,
         )  # fmt: skip
         return [f"{check.__name__}: {found}" for check in checks for found in check()]
 
@@ -157,7 +197,7 @@ class Evidence:
             name = f"{subscription.key}#{sequence}"
             match row["state"]:
                 case "delivered":
-                    if not any(arrival.accepted for arrival in arrivals):
+                    if not any(arrival.accepted for arrival in [*arrivals, *self._replays_of(subscription, sequence)]):
                         yield f"{name} is delivered, and no sink accepted it"
                 case "dead":
                     final = row["status"] in (400, 413, 415, 422) and row["attempts"] >= 2
@@ -206,9 +246,11 @@ class Evidence:
         if any(arrival.accepted and arrival.ended <= at for arrival in before):
             return True
         row = self.rows.get((subscription.key, sequence))
+        seen = self.seen[subscription.key, sequence]
+        if any(change["state"] == "dead" and change["at"] <= at + _LATE_SECONDS for change in seen[:-1]):
+            return True  # it freed its lane then, and was retried or replayed after
         if row is None or row["state"] not in ("dead", "cancelled"):
             return False
-        seen = self.seen[subscription.key, sequence]
         return seen[-1]["at"] <= at or len(before) >= min(row["attempts"], len(subscription.waits) + 1)
 
     # promise 4
@@ -293,8 +335,8 @@ class Evidence:
             for sequence in range(1, len(subscription.events) + 1):
                 for row in self.seen[subscription.key, sequence]:
                     process = names.get(row["by"])
-                    if process is None:
-                        continue  # a person's request
+                    if process is None or (row["reason"] or "").startswith("hold-cancelled"):
+                        continue  # a person's request, which any process carries out where it is a hold's
                     before = [change["owner"] for change in hands if change["at"] <= row["at"] - _STATEMENT_SECONDS]
                     since = [c["owner"] for c in hands if row["at"] - _STATEMENT_SECONDS < c["at"] <= row["at"]]
                     if process.owner not in [*before[-1:], *since]:
@@ -327,6 +369,9 @@ class Evidence:
                 yield f"{subscription.key}#{sequence} had {row['attempts']} attempts"
             failures = 0
             for former, again in pairwise(arrivals):
+                if any(former.begun <= at <= again.begun for at in subscription.retried.get(sequence, ())):
+                    failures = 0  # it has all its attempts anew
+                    continue
                 one_hand = former.process == again.process and not self._changes(
                     subscription, former.begun, again.begun
                 )
@@ -411,12 +456,45 @@ class Evidence:
                 if first <= arrival.sequence < last and begin < arrival.begun < until:
                     yield f"{_of(arrival)} came while the subscription was paused"
             row = self.rows.get((subscription.key, arrival.sequence))
-            if row is None or row["reason"] != "grant-ended":
+            if row is None or row["reason"] != "grant-ended" or arrival.sequence in subscription.retried:
                 continue
             at = next(at for at in subscription.revoked if at > subscription.accepted_by[arrival.sequence - 1])
             disturbed = self.processes[arrival.process].disturbed
             if arrival.begun > at + 1.0 and not any(moment < arrival.begun for moment in disturbed):
                 yield f"{_of(arrival)} came {arrival.begun - at:.3f} s after its grant had been revoked"
+
+    # replays
+
+    def again(self) -> Iterator[str]:
+        """A replay settles every number that it was asked for, and sends none oftener than it says.
+
+        But for what was under way, or sent and not written, when a process was disturbed or parted with the shard.
+        """
+        for name, subscription in self.subscriptions.items():
+            arrivals = self.replayed.get(name, [])
+            told = 0
+            for asked in subscription.replays:
+                row = self.replays[asked.id]
+                settled = row["sent"] + row["failed"] + sum(orjson.loads(row["skipped"]).values())
+                told += row["sent"]
+                if row["state"] == "done" and settled != asked.last - asked.first + 1:
+                    yield f"replay of {asked.first} to {asked.last} of {subscription.key} settled {settled}"
+                if row["state"] == "running":
+                    yield f"replay of {asked.first} to {asked.last} of {subscription.key} is not done"
+            accepted = sum(arrival.accepted for arrival in arrivals)
+            causes = sum(
+                len(process.disturbed) + self._losses(subscription, each) for each, process in self.processes.items()
+            )
+            cancelled = sum(self.replays[asked.id]["state"] == "cancelled" for asked in subscription.replays)
+            lost = sum(arrival.move in UNANSWERED for arrival in arrivals)
+            if accepted < told and not any(subscription.retried.values()):
+                yield f"replays sent {told} to {subscription.key}, and {accepted} came"
+            if accepted > told + lost + (causes + cancelled) * len(subscription.events):
+                yield f"replays sent {told} to {subscription.key}, and {accepted} came"
+
+    def _replays_of(self, subscription: Expected, sequence: int) -> list[Arrival]:
+        name = next(name for name, each in self.subscriptions.items() if each is subscription)
+        return [arrival for arrival in self.replayed.get(name, ()) if arrival.sequence == sequence]
 
     # reading
 

@@ -24,7 +24,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from accepting import Publisher, migrated
-from delivery_evidence import ACCOUNTS, Evidence, Expected, account
+from delivery_evidence import ACCOUNTS, Asked, Evidence, Expected, account
 from delivery_processes import POKE, DeliverProcess
 from engine_stage import Stage
 from hypothesis import HealthCheck, Phase, settings
@@ -38,10 +38,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from scripted_sinks import Move, Script
+from sqlalchemy.exc import IntegrityError
 
 from broker.ingest.accept import Accepted, Acceptor
-from broker.storage import leases, people
+from broker.storage import dead_letters, leases, people, replays
 from broker.storage.acceptance import DELIVERIES_CHANNEL
+from broker.storage.dead_letters import Selection
 from schemas.resources import HoldBody, HoldScope
 from subscriptions import grants, holds, life_cycle
 from subscriptions.change_log import changing
@@ -363,6 +365,50 @@ class Model(RuleBasedStateMachine):
                 organisation_id=self.providers[self.provider_of[name]][0], cancel=people.cancel_subscription,
             )  # fmt: skip
 
+    @on_stage
+    @rule(place=st.integers(0, 4))
+    def retry_dead_letters(self, place: int) -> None:
+        name = self._one(place)
+        if not self.subscriptions[name].ended:
+            self.stage.call(self._retry(name))
+
+    async def _retry(self, name: str) -> None:
+        subscription = self.subscriptions[name]
+        grant, at = self.grants[self.provider_of[name]], time.time()
+        async with self.stage.bode.world.engine.begin() as connection:
+            await dead_letters.keep_changes_out(connection)
+            portion = await dead_letters.choose(connection, subscription.key, Selection())
+            if portion.rows:
+                await dead_letters.retry(connection, subscription.key, portion, {r.type: grant for r in portion.rows})
+        for row in portion.rows:
+            subscription.retried.setdefault(row.sequence, []).append(at)
+
+    @on_stage
+    @rule(place=st.integers(0, 4), share=st.sampled_from([0.3, 1.0]), cancelled=st.sampled_from([False, False, True]))
+    def replay(self, place: int, share: float, cancelled: bool) -> None:
+        name = self._one(place)
+        subscription = self.subscriptions[name]
+        if subscription.ended or not subscription.events:
+            return
+        asked = self.stage.call(self._replay(subscription, max(1, int(share * len(subscription.events)))))
+        if asked is not None and cancelled:
+            time.sleep(0.05)
+            self.stage.call(self._cancel(asked))
+
+    async def _replay(self, subscription: Expected, last: int) -> Asked | None:
+        at = time.time()
+        try:
+            async with self.stage.bode.world.engine.begin() as connection:
+                made = await replays.start(connection, subscription.key, 1, last, None, 1_000)
+        except IntegrityError:
+            return None  # one is under way
+        subscription.replays.append(Asked(made.id, at, 1, last))
+        return subscription.replays[-1]
+
+    async def _cancel(self, asked: Asked) -> None:
+        async with self.stage.bode.world.engine.begin() as connection:
+            await replays.cancel(connection, asked.id)
+
     # what time does
 
     @on_stage
@@ -486,7 +532,10 @@ class Model(RuleBasedStateMachine):
 
     def _pending(self) -> int:
         keys = [subscription.key for subscription in self.subscriptions.values()]
-        statement = "SELECT count(*) FROM deliveries WHERE subscription = ANY($1::bigint[]) AND state = 'pending'"
+        statement = (
+            "SELECT (SELECT count(*) FROM deliveries WHERE subscription = ANY($1::bigint[]) AND state = 'pending')"
+            " + (SELECT count(*) FROM replays WHERE subscription = ANY($1::bigint[]) AND state = 'running')"
+        )
         return int(self.stage.call(self.stage.bode.pool.fetchval(statement, keys)))
 
     def _judge(self) -> None:
@@ -501,13 +550,18 @@ class Model(RuleBasedStateMachine):
         FIGURES["deliveries"] += len(evidence.rows)
         FIGURES["arrivals"] += sum(map(len, evidence.arrivals.values()))
         FIGURES["repeated after acceptance"] += evidence.duplicates()
+        FIGURES["retried"] += sum(len(at) for each in self.subscriptions.values() for at in each.retried.values())
+        FIGURES["replays"] += len(evidence.replays)
+        FIGURES["replayed"] += sum(map(len, evidence.replayed.values()))
         if wrong:
             story = "\n".join([*wrong, "", evidence.told()])
             print(story)  # at once, because an example that fails does otherwise when it is tried again
             raise AssertionError(story)
 
 
-FIGURES: dict[str, int] = {"examples": 0, "deliveries": 0, "arrivals": 0, "repeated after acceptance": 0}
+FIGURES: dict[str, int] = dict.fromkeys(
+    ("examples", "deliveries", "arrivals", "repeated after acceptance", "retried", "replays", "replayed"), 0
+)
 _COMMON: Final = settings(
     deadline=None,
     phases=(Phase.explicit, Phase.generate),  # what several processes do is not repeated exactly, so not shrunk
