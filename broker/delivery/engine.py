@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 
 import asyncpg
 
-from broker.delivery.batches import HINDERED_SECONDS, Batch, Batches
+from broker.delivery.batches import HINDERED_SECONDS, Batch, Batches, batch_id
 from broker.delivery.bodies import Bodies, Body, BodyWanted
 from broker.delivery.feeder import Feeder, Ownership
 from broker.delivery.lanes import Delivery
@@ -343,8 +343,10 @@ class Engine:
         attempt.begun_at = self._clock()
         if runner.sink.config.batch is None:
             self._sender.begin(runner.sink, delivery.sequence, delivery.event_key, body.content, attempt)
-        else:  # sent again: a batch of one, under the id of the delivery
-            self._sender.begin_alone(runner.sink, delivery.sequence, delivery.event_key, body.content, attempt)
+        else:  # sent again, to a sink that expects batches: a batch of one
+            sink, number = runner.sink, delivery.sequence
+            content = sink.alone(sink.envelope.compose(body.content, number))
+            self._sender.begin_content(sink, batch_id(sink.config.id, [number]), delivery.event_key, content, attempt)
 
     def _is_held(self, delivery: Replayed) -> bool:
         """Whether its event is held. Of what is pending such a one isn't taken; a replay may have been read before."""

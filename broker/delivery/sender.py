@@ -220,11 +220,6 @@ class Sender:
             message = message_of(content, CONTENT_TYPE, identity, now, signatures, traceparent(trace))
             self._queues.begin(queue, message, sending)
 
-    def begin_alone(self, sink: Sink, sequence: int, event_key: int, body: bytes, sending: Sending) -> None:
-        """The same as `begin` to a sink that expects batches: it gets one with one notification."""
-        content = sink.alone(sink.envelope.compose(body, sequence))
-        self.begin_content(sink, f"{sink.id_prefix}{sequence}", event_key, content, sending)
-
     async def send(self, sink: Sink, identity: str, trace: int, content: bytes) -> Outcome:
         """Post a body that isn't a delivery's, signed as all are, and wait for the outcome."""
         awaited = _Awaited(asyncio.get_running_loop().create_future())

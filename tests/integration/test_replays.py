@@ -191,6 +191,23 @@ async def test_dead_letters_become_delivered_and_pending_cancelled_and_gone_numb
     await settled(bode, identity, delivered=6, cancelled=1, pending=1)
 
 
+async def test_sink_that_expects_batches_gets_each_as_a_batch_of_one(bode: Delivering, sink: RawSink) -> None:
+    registry = await bode.own_types()
+    target = f"/{uuid4().hex}"
+    settings = {"batch": {"maxCount": 10, "lingerMilliseconds": 20}}
+    identity = await bode.active(registry, sink.url(target), protocolSettings=settings)
+    await bode.publish(registry, *(f"s-{number}" for number in range(5)))
+    await settled(bode, identity, delivered=5)
+    came = len(sink.of("POST", target))
+    shown = await done(bode, await replay(bode, identity, firstSequence=2))
+    assert (shown["sent"], shown["failed"]) == (4, 0)
+    again = sink.of("POST", target)[came:]
+    assert sorted(json.loads(asked.body)[0]["subscriptionsequence"] for asked in again) == ["2", "3", "4", "5"]
+    assert all(len(json.loads(asked.body)) == 1 for asked in again)
+    assert all(asked.one("content-type").startswith("application/cloudevents-batch+json") for asked in again)
+    assert all(asked.one("webhook-id").startswith(f"bat_{identity.hex}_") for asked in again)
+
+
 async def test_fresh_events_go_before_a_replay_and_the_rate_is_kept(bode: Delivering, sink: RawSink) -> None:
     registry, identity, target = await delivered(bode, sink, 40)
     started = asyncio.get_running_loop().time()
