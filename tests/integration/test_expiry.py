@@ -33,7 +33,7 @@ def figures(kind: str) -> tuple[float | None, float | None, float | None]:
     states = [
         REGISTRY.get_sample_value("bode_expiring", {"kind": kind, "state": state}) for state in ("soon", "expired")
     ]
-    return None if seconds is None else round(seconds / 86400, 2), states[0], states[1]
+    return None if seconds is None else round(seconds / 86400, 1), states[0], states[1]
 
 
 async def subscribe(bode: Delivering, **members: Any) -> UUID:

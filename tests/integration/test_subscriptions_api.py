@@ -51,6 +51,7 @@ async def test_creation_answers_with_the_whole_resource_and_its_secret(bode: Wor
         "deliveredThrough": 0,
         "pending": 0,
         "oldestPendingAt": None,
+        "expiresNextAt": None,
         "deadLetters": 0,
         "lastOutcome": None,
     }
