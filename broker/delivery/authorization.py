@@ -24,7 +24,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from broker.delivery import token_requests
-from broker.delivery.client import Answer, Client, Exchange, SendError, Target
+from broker.delivery.client import Client
+from broker.delivery.exchanges import Answer, Exchange, SendError, Target
 from broker.delivery.outcomes import Reason
 from broker.delivery.tls import TlsIdentity
 from broker.delivery.token_requests import NoToken, Token

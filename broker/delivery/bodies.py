@@ -1,6 +1,7 @@
 """Event bodies for the attempts of one process: opened once, shared by all deliveries of an event, bounded in bytes."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,22 +24,22 @@ class Body:
     content: bytes
 
 
-class BodyWanted:
+class BodyWanted(ABC):
     """Who waits for a body; exactly one of these is called."""
 
     __slots__ = ()
 
+    @abstractmethod
     def opened(self, body: Body | None) -> None:
         """Here it is; None: its payload no longer exists."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unreadable(self) -> None:
         """No key of the ring opens it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def not_read(self, error: Exception) -> None:
         """The database couldn't be read."""
-        raise NotImplementedError
 
 
 class Bodies:

@@ -1,8 +1,8 @@
 """A lean HTTP/1.1 client for posting to sinks: keep-alive, fenced, capped and time-limited.
 
-It does what a sender of webhooks needs and nothing else: no redirects, no cookies, no decompression. Parsing is
-llhttp's (httptools). A request on a kept connection costs a write and a call back, no task; only where a connection
-has to be made is there one. Why it is ours: docs/decisions/0001-http-client.md.
+It does what a sender of webhooks needs and nothing else: no redirects, no cookies, no decompression. A request on a
+kept connection costs no task; only where a connection has to be made is there one. Why it is ours:
+docs/decisions/0001-http-client.md.
 """
 
 import asyncio
@@ -10,321 +10,18 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar, Final, Protocol
-from urllib.parse import urlsplit
+from typing import Final
 
-import httptools
-
+from broker.delivery.connections import Connection
+from broker.delivery.exchanges import Answer, Exchange, Origin, SendError, Target, Waiting, WaitingForAll
 from broker.delivery.fence import Fence, FenceError, ResolveError
 from broker.delivery.outcomes import Reason
 from broker.delivery.proxy import NotAllowed, NotReached, Proxy, ProxyError, Silent
 from broker.delivery.tls import Contexts, TlsIdentity
 
-MAX_HEADER_BYTES: Final = 32 * 1024
-MAX_BODY_BYTES: Final = 64 * 1024
-EXCERPT_BYTES: Final = 1024
 IDLE_SECONDS: Final = 30.0
 _IDLE_MAX: Final = 2048
 """Connections that are kept though nothing is asked on them: files that the process has open."""
-_KEPT_HEADERS: Final = frozenset(
-    {b"retry-after", b"webhook-allowed-origin", b"webhook-allowed-rate", b"allow", b"location"}
-)
-_FRAMING_HEADERS: Final = frozenset({b"content-length", b"transfer-encoding"})
-
-
-class SendError(Exception):
-    """No usable answer; `reason` says why."""
-
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(reason.value)
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A sink's URL, taken apart once."""
-
-    secure: bool
-    host: str
-    port: int
-    path: str
-    authority: str
-    tls: TlsIdentity | None = None
-    """Trust and identity for this target alone; None: the client's."""
-
-    @classmethod
-    def of(cls, url: str, tls: TlsIdentity | None = None) -> "Target":
-        """Take apart an absolute http(s) URL that the API has accepted.
-
-        Raises:
-            ValueError: when it is not one.
-        """
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-            raise ValueError("not an absolute http(s) URL without credentials")
-        secure = parts.scheme == "https"
-        port = parts.port or (443 if secure else 80)
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        if not url.isascii() or any(c <= " " for c in url):
-            raise ValueError("the URL has characters that must be encoded")
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        authority = host if port == (443 if secure else 80) else f"{host}:{port}"
-        return cls(secure, parts.hostname, port, path, authority, tls)
-
-    @property
-    def origin(self) -> "Origin":
-        """What connections can be shared by: never by targets that identify themselves differently."""
-        return (self.secure, self.host, self.port, None if self.tls is None else self.tls.digest)
-
-    def head(self, method: str) -> str:
-        """A request's first lines, up to the first header that isn't always the same."""
-        return f"{method} {self.path} HTTP/1.1\r\nhost: {self.authority}\r\n"
-
-
-Origin = tuple[bool, str, int, str | None]
-
-
-@dataclass(slots=True)
-class Answer:
-    """A sink's answer: status, the few headers that matter (lower case), and the first bytes of its body."""
-
-    status: int = 0
-    headers: dict[str, list[str]] = field(default_factory=dict)
-    excerpt: bytes = b""
-
-    def header(self, name: str) -> str | None:
-        """The header's first value."""
-        values = self.headers.get(name)
-        return values[0] if values else None
-
-
-class Cancellable(Protocol):
-    """What can be given up."""
-
-    def cancel(self) -> object:
-        """Give it up."""
-
-
-class Exchange:
-    """One request and its answer. Exactly one of `answered` and `failed` is called, once, unless it is abandoned."""
-
-    __slots__ = ("_carrier",)
-
-    kept_bytes: ClassVar[int] = EXCERPT_BYTES
-    """Of the answer's body."""
-
-    def __init__(self) -> None:
-        self._carrier: _Connection | Cancellable | None = None
-
-    def may_go(self) -> bool:
-        """Asked after a connection was made, which takes time: whether the request may still be sent.
-
-        If not, nothing is told any more, as if it were abandoned.
-        """
-        return True
-
-    def answered(self, answer: Answer) -> None:
-        """The answer has been read to its end."""
-        raise NotImplementedError
-
-    def failed(self, reason: Reason) -> None:
-        """There is no usable answer."""
-        raise NotImplementedError
-
-    def abandon(self) -> None:
-        """Give it up, with its connection; nothing is told any more."""
-        carrier, self._carrier = self._carrier, None
-        if isinstance(carrier, _Connection):
-            carrier.close()
-        elif carrier is not None:
-            carrier.cancel()
-
-
-class _Connection(asyncio.Protocol):
-    """One connection, one request at a time."""
-
-    __slots__ = (
-        "_answer",
-        "_client",
-        "_data",
-        "_ended",
-        "_exchange",
-        "_framed",
-        "_kept",
-        "_parser",
-        "_received",
-        "deadline",
-        "generation",
-        "idle_since",
-        "number",
-        "target",
-        "transport",
-        "usable",
-    )
-
-    transport: asyncio.Transport
-
-    def __init__(self, client: "Client", target: Target) -> None:
-        self._client = client
-        self.target = target
-        self.usable = True
-        self.idle_since = 0.0
-        self.generation = 0
-        self.number = 0
-        """Of the request that it carries, or carried last."""
-        self.deadline = 0.0
-        self._kept = False
-        self._exchange: Exchange | None = None
-        self._answer = Answer()
-        self._received = 0
-        self._framed = False
-        self._ended = False
-
-    def begin(self, exchange: Exchange, data: bytes, deadline: float) -> None:
-        self._exchange = exchange
-        self._data = data
-        self.deadline = deadline
-        self.number += 1
-        self._answer = Answer()
-        self._received = 0
-        self._framed = False
-        self._ended = False
-        exchange._carrier = self
-        if self.usable:
-            self.transport.write(data)
-        else:
-            self.fail(Reason.CLOSED)
-
-    @property
-    def busy(self) -> bool:
-        """Whether it carries a request."""
-        return self._exchange is not None
-
-    def close(self) -> None:
-        """Nobody is told."""
-        self.usable = False
-        self._exchange = None
-        self.transport.abort()
-
-    def fail(self, reason: Reason) -> None:
-        """There will be no usable answer to the request, if there is one."""
-        exchange, kept = self._exchange, self._kept and not self._received
-        self.close()
-        if exchange is None:
-            return
-        exchange._carrier = None
-        if reason is Reason.CLOSED and kept:
-            self._client.replace(self.target, self._data, exchange, self.deadline)
-        else:
-            exchange.failed(reason)
-
-    # asyncio.Protocol
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]  # a stream transport, by create_connection
-        self._parser = httptools.HttpResponseParser(self)
-
-    def data_received(self, data: bytes) -> None:
-        if self._exchange is None:  # bytes that nobody asked for
-            self.close()
-            return
-        self._received += len(data)
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            if not self._ended:
-                self.fail(Reason.NONSENSE)
-                return
-            self.usable = False  # nonsense behind the answer, which stands
-        if self._ended:
-            self._finish()
-        elif self._answer.status:
-            if self._received > MAX_HEADER_BYTES + MAX_BODY_BYTES:
-                self.usable = False  # the status stands; reading on is what a hostile sink wants
-                self._finish()
-        elif self._received > MAX_HEADER_BYTES:
-            self.fail(Reason.OVERSIZED)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.usable = False
-        if self._exchange is None:
-            return
-        if self._answer.status and not self._framed and error is None:
-            self._finish()  # an answer whose end is the end of the connection (RFC 9112, 6.3)
-        else:
-            # in TLS 1.3 a certificate of ours that isn't taken is told after the handshake
-            self.fail(Reason.TLS if isinstance(error, ssl.SSLError) else Reason.CLOSED)
-
-    def _finish(self) -> None:
-        exchange, self._exchange = self._exchange, None
-        assert exchange is not None
-        exchange._carrier = None
-        self._kept = True
-        self._client.take_back(self)  # first: what is sent next may go over it
-        exchange.answered(self._answer)
-
-    # httptools; once the answer has ended, what comes behind it changes nothing but that the connection isn't kept
-    def on_message_begin(self) -> None:
-        if self._ended:
-            self.usable = False
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._answer.status or self._ended:  # a trailer, which says nothing here
-            return
-        lowered = name.lower()
-        if lowered in _KEPT_HEADERS:
-            self._answer.headers.setdefault(lowered.decode(), []).append(value.decode("latin-1").strip())
-        elif lowered in _FRAMING_HEADERS:
-            self._framed = True
-
-    def on_headers_complete(self) -> None:
-        if self._ended:
-            return
-        status = self._parser.get_status_code()
-        if status >= 200:
-            self._answer.status = status
-            self.usable = self.usable and self._parser.should_keep_alive()
-        else:  # an interim answer; the real one follows
-            self._answer.headers.clear()
-            self._framed = False
-
-    def on_body(self, data: bytes) -> None:
-        if self._ended or self._exchange is None:
-            return
-        room = self._exchange.kept_bytes - len(self._answer.excerpt)
-        if room > 0:
-            self._answer.excerpt += data[:room]
-
-    def on_message_complete(self) -> None:
-        if self._answer.status:
-            self._ended = True
-
-
-class Waiting(Exchange):
-    """An exchange whose end somebody awaits."""
-
-    __slots__ = ("future",)
-
-    def __init__(self, future: "asyncio.Future[Answer]") -> None:
-        super().__init__()
-        self.future = future
-
-    def answered(self, answer: Answer) -> None:
-        """Hand it to who waits."""
-        if not self.future.done():
-            self.future.set_result(answer)
-
-    def failed(self, reason: Reason) -> None:
-        """Raise it where somebody waits."""
-        if not self.future.done():
-            self.future.set_exception(SendError(reason))
-
-
-class _WaitingForAll(Waiting):
-    """One whose whole answer somebody awaits."""
-
-    __slots__ = ()
-    kept_bytes = MAX_BODY_BYTES
 
 
 class Client:
@@ -347,9 +44,9 @@ class Client:
         self._proxy = proxy
         self._generation = 0
         """Raised when we show ourselves otherwise: connections from before carry no more requests."""
-        self._idle: dict[Origin, deque[_Connection]] = {}
+        self._idle: dict[Origin, deque[Connection]] = {}
         self._idle_count = 0
-        self._limits: deque[tuple[float, _Connection, int]] = deque()
+        self._limits: deque[tuple[float, Connection, int]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._connecting: set[asyncio.Task[None]] = set()
 
@@ -363,7 +60,7 @@ class Client:
         """
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         head = f"{target.head(method)}{lines}content-length: {len(body)}\r\n\r\n".encode("latin-1")
-        kind = _WaitingForAll if whole else Waiting
+        kind = WaitingForAll if whole else Waiting
         waiting = kind(asyncio.get_running_loop().create_future())
         self.send(target, head + body, waiting)
         try:
@@ -425,7 +122,7 @@ class Client:
             else:
                 connection.close()
 
-    def _limit(self, connection: _Connection, number: int) -> None:
+    def _limit(self, connection: Connection, number: int) -> None:
         if connection.number == number and connection.busy:
             connection.fail(Reason.TIMEOUT)
 
@@ -442,7 +139,7 @@ class Client:
             self._limit(connection, number)
         self._timer = None
 
-    def take_back(self, connection: _Connection) -> None:
+    def take_back(self, connection: Connection) -> None:
         """Keep a connection whose request was answered, if it can be used again."""
         if not connection.usable or connection.generation != self._generation or self._idle_count >= _IDLE_MAX:
             connection.close()
@@ -451,7 +148,7 @@ class Client:
             self._idle.setdefault(connection.target.origin, deque()).append(connection)
             self._idle_count += 1
 
-    def _take_idle(self, target: Target) -> _Connection | None:
+    def _take_idle(self, target: Target) -> Connection | None:
         idle = self._idle.get(target.origin)
         while idle:
             connection = idle.pop()
@@ -460,7 +157,7 @@ class Client:
                 return connection
         return None
 
-    async def _connect(self, target: Target) -> _Connection:
+    async def _connect(self, target: Target) -> Connection:
         generation = self._generation
         try:
             context = self._tls.of(target.tls) if target.secure else None
@@ -473,7 +170,7 @@ class Client:
         connection.generation = generation
         return connection
 
-    async def _connect_directly(self, target: Target, context: ssl.SSLContext | None) -> _Connection:
+    async def _connect_directly(self, target: Target, context: ssl.SSLContext | None) -> Connection:
         loop = asyncio.get_running_loop()
         last: Exception | None = None
         try:
@@ -485,7 +182,7 @@ class Client:
         for address in addresses:
             try:
                 _, connection = await loop.create_connection(
-                    lambda: _Connection(self, target),
+                    lambda: Connection(self, target),
                     address,
                     target.port,
                     ssl=context,
@@ -497,7 +194,7 @@ class Client:
             return connection
         raise SendError(Reason.TLS if isinstance(last, ssl.SSLError) else Reason.REFUSED) from last
 
-    async def _connect_through(self, proxy: Proxy, target: Target, context: ssl.SSLContext | None) -> _Connection:
+    async def _connect_through(self, proxy: Proxy, target: Target, context: ssl.SSLContext | None) -> Connection:
         """Connect through the proxy, whose fence counts: of ours only what can be told from the URL."""
         try:
             self._fence.check_port(target.port)
@@ -511,7 +208,7 @@ class Client:
             raise SendError(Reason.TIMEOUT) from None
         except ProxyError:
             raise SendError(Reason.PROXY) from None
-        connection = _Connection(self, target)
+        connection = Connection(self, target)
         if context is None:
             transport.set_protocol(connection)
             connection.connection_made(transport)
@@ -537,7 +234,7 @@ class Client:
         """Close connections that have been idle for longer than `older_than` seconds."""
         limit = time.monotonic() - older_than
         for origin in list(self._idle):
-            kept = deque[_Connection]()
+            kept = deque[Connection]()
             for connection in self._idle[origin]:
                 if connection.usable and connection.idle_since >= limit:
                     kept.append(connection)

@@ -22,7 +22,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from broker.delivery.asking import Asking
-from broker.delivery.client import Answer, Client, SendError, Target
+from broker.delivery.client import Client
+from broker.delivery.exchanges import Answer, SendError, Target
 from broker.delivery.outcomes import OURS
 from broker.delivery.sender import Sender, Sink
 from broker.telemetry import HANDSHAKES, WORKER_ERRORS, log

@@ -7,6 +7,7 @@ that are sent.
 import asyncio
 import random
 import time
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,8 +15,9 @@ from typing import Final
 from uuid import UUID
 
 from broker.delivery.authorization import Authorizer, TokenSource, source_of, standing
-from broker.delivery.client import Answer, Client, Exchange, Target, Waiting
+from broker.delivery.client import Client
 from broker.delivery.envelopes import Envelope
+from broker.delivery.exchanges import Answer, Exchange, Target, Waiting
 from broker.delivery.outcomes import Outcome, Reason, judge
 from broker.delivery.queues import QueueExchange, Queues, message_of
 from broker.delivery.retries import DEFAULT, Schedule
@@ -125,9 +127,9 @@ class Sending(QueueExchange):
 
     __slots__ = ()
 
+    @abstractmethod
     def ended(self, outcome: Outcome) -> None:
         """What came of it. A sink that fails is an outcome, never an exception."""
-        raise NotImplementedError
 
     def answered(self, answer: Answer) -> None:
         """Judge the answer."""

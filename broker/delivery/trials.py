@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from broker.delivery.asking import Asking
-from broker.delivery.client import Answer, Exchange
+from broker.delivery.exchanges import Answer, Exchange
 from broker.delivery.outcomes import Reason, judge
 from broker.delivery.sender import Sender, Sink, sign_and_frame
 from broker.telemetry import WORKER_ERRORS, log

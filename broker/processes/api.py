@@ -9,7 +9,7 @@ from broker.api.app import create_app
 from broker.api.arrivals import Arrivals
 from broker.api.context import BrokerContext
 from broker.api.key_set import key_set_route
-from broker.delivery.client import Target
+from broker.delivery.exchanges import Target
 from broker.delivery.fence import Fence, FenceError
 from broker.ingest.accept import Acceptor
 from broker.ingest.following import Following

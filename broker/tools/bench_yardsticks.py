@@ -16,7 +16,8 @@ import aio_pika
 import aiohttp
 import aiormq.abc
 
-from broker.delivery.client import Client, Target
+from broker.delivery.client import Client
+from broker.delivery.exchanges import Target
 from broker.delivery.fence import Fence
 from broker.delivery.signing import AsymmetricKey, Signer, SigningKey
 from broker.tools.bench_sink import NETWORK, Sink

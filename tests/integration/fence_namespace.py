@@ -16,7 +16,8 @@ from typing import Any
 from dns_server import DnsServer
 from hostile_sinks import HOSTILE, ZONE, Canary
 
-from broker.delivery.client import Client, SendError, Target
+from broker.delivery.client import Client
+from broker.delivery.exchanges import SendError, Target
 from broker.delivery.fence import Fence
 from broker.delivery.handshake import Handshaker
 from subscriptions.database import DatabaseSettings, create_engine

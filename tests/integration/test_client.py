@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 from serving import serving
 
-from broker.delivery.client import EXCERPT_BYTES, MAX_BODY_BYTES, MAX_HEADER_BYTES, Answer, Client, SendError, Target
+from broker.delivery.client import Client
+from broker.delivery.connections import MAX_HEADER_BYTES
+from broker.delivery.exchanges import EXCERPT_BYTES, MAX_BODY_BYTES, Answer, SendError, Target
 from broker.delivery.fence import Fence
 from broker.delivery.outcomes import Reason
 from broker.delivery.tls import Contexts

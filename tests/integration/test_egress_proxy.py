@@ -15,7 +15,8 @@ from delivering import Delivering, RawSink, answer, delivering
 from forward_proxy import ForwardProxy
 from pydantic import SecretStr, ValidationError
 
-from broker.delivery.client import Client, SendError, Target
+from broker.delivery.client import Client
+from broker.delivery.exchanges import SendError, Target
 from broker.delivery.fence import Fence
 from broker.delivery.outcomes import Reason
 from broker.delivery.proxy import Proxy, ProxyAddress

@@ -18,7 +18,8 @@ import pytest
 from dns_server import DnsServer, ask
 from hostile_sinks import GOOD, GOOD_6, HOSTILE, SOMEWHERE, URL, ZONE, Canary, Hostile
 
-from broker.delivery.client import Client, SendError, Target
+from broker.delivery.client import Client
+from broker.delivery.exchanges import SendError, Target
 from broker.delivery.fence import Fence, FenceError, ResolveError
 from broker.delivery.handshake import Consent, Handshaker
 from subscriptions.database import DatabaseSettings, create_engine

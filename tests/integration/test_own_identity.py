@@ -11,7 +11,8 @@ from authorities import Authority, Issued
 from delivering import RawSink
 from pydantic import ValidationError
 
-from broker.delivery.client import Client, SendError, Target
+from broker.delivery.client import Client
+from broker.delivery.exchanges import SendError, Target
 from broker.delivery.fence import Fence
 from broker.delivery.outcomes import Reason
 from broker.delivery.own_identity import OwnIdentity, UnusableFile

@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 from delivering import Delivering, RawSink, delivering
 
-from broker.delivery.client import Client, SendError, Target
+from broker.delivery.client import Client
+from broker.delivery.exchanges import SendError, Target
 from broker.delivery.fence import Fence
 from broker.delivery.outcomes import Reason
 from broker.delivery.tls import TlsIdentity

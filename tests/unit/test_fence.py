@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from broker.delivery import fence as fence_module
-from broker.delivery.client import Target
+from broker.delivery.exchanges import Target
 from broker.delivery.fence import Fence, FenceError, ResolveError, literal
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")

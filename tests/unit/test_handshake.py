@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from broker.delivery.client import Answer
+from broker.delivery.exchanges import Answer
 from broker.delivery.handshake import Consent, Refusal, next_handshake, read_consent
 
 ORIGIN = "webhook-allowed-origin"
