@@ -141,7 +141,8 @@ class Batch(Sending):
         """How many of the deliveries the batch has room for; None: not known yet, bodies were asked for."""
         office, limits = self.office, self.runner.sink.config.batch
         assert limits is not None
-        limit = limits.max_bytes if office.held + limits.max_bytes <= HELD_BYTES else SHORT_BYTES
+        others = office.held - self._held
+        limit = limits.max_bytes if others + limits.max_bytes <= HELD_BYTES else SHORT_BYTES
         limit, size, count = min(limit, limits.max_bytes), _FRAME, 0
         for place, delivery in enumerate(self.deliveries):
             number = delivery.sequence
@@ -152,7 +153,7 @@ class Batch(Sending):
                 if body is None:
                     self._ask([d for d in self.deliveries[place:] if self._misses(d)][:_ASKED_AT_ONCE])
                     return None
-                self._bodies[number] = body
+                self._keep(number, body)
             body = self._bodies[number]
             if body is not None:
                 size += len(body.content) + self.runner.sink.envelope.length(number) + 1
@@ -172,8 +173,16 @@ class Batch(Sending):
 
     def read(self, delivery: Delivery, body: Body | None) -> None:
         """A body is here; None: it no longer exists."""
-        self._bodies[delivery.sequence] = body
+        self._keep(delivery.sequence, body)
         self._told()
+
+    def _keep(self, number: int, body: Body | None) -> None:
+        self._bodies[number] = body
+        self._hold(self._held + (0 if body is None else len(body.content)))
+
+    def _hold(self, size: int) -> None:
+        self.office.held += size - self._held
+        self._held = size
 
     def put_off(self, deliveries: Sequence[Delivery], seconds: float) -> None:
         """These can't be sent now, through no fault of the sink: they, and what is behind them, go again later."""
@@ -218,8 +227,7 @@ class Batch(Sending):
             self._leave(now)
             return
         content = b"[%s]" % b",".join(items)
-        self._held = len(content)
-        office.held += self._held
+        self._hold(len(content))
         self.begun_at = now
         identity = batch_id(runner.sink.config.id, [delivery.sequence for delivery in self._sent])
         office.sender.begin_content(runner.sink, identity, self._sent[0].event_key, content, self)
@@ -269,7 +277,7 @@ class Batch(Sending):
 
     def _leave(self, now: float) -> None:
         self._over = True
-        self.office.held -= self._held
+        self._hold(0)
         if not self.runner.stopped:
             self.runner.queue.settle(self.deliveries, self._again, now)
         self.office.host.leave(self, now)

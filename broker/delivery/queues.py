@@ -10,6 +10,7 @@ a lane is under way at a time.
 
 import asyncio
 import contextlib
+from abc import abstractmethod
 from datetime import UTC, datetime
 from typing import Final
 
@@ -19,7 +20,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from pamqp.commands import Basic
 from pamqp.common import FieldValue
 
-from broker.delivery.client import Exchange
+from broker.delivery.exchanges import Exchange
 from broker.delivery.outcomes import Reason
 from broker.ingest import amqp
 from broker.ingest.amqp import AmqpSettings
@@ -35,9 +36,9 @@ class QueueExchange(Exchange):
 
     __slots__ = ()
 
+    @abstractmethod
     def confirmed(self) -> None:
         """The queue has it."""
-        raise NotImplementedError
 
 
 class Queues:
@@ -69,18 +70,23 @@ class Queues:
         task.add_done_callback(self._tasks.discard)
 
     async def _publish(self, queue: str, message: aio_pika.Message, exchange: QueueExchange) -> None:
-        reason: Reason | None
+        reason: Reason | None = None
+        used: AbstractConnection | None = None
         try:
             async with asyncio.timeout(self._total_seconds):
                 channel = await self._open_channel()
+                used = self._connection
                 await self._see_to(queue)
                 if not exchange.may_go():
                     return
                 with amqp.hang_ups():
                     await channel.default_exchange.publish(message, queue, mandatory=True)
-            reason = None
-        except TimeoutError:
-            reason = Reason.TIMEOUT
+        except (
+            TimeoutError
+        ):  # it is alarmed, or its queue has no majority: the operator's matter, and not the provider's
+            WORKER_ERRORS.labels("queues").inc()
+            log().warning("queue-not-reached", error="TimeoutError")
+            reason = Reason.RABBITMQ
         except aio_pika.exceptions.DeliveryError as error:
             reason = Reason.QUEUE_FULL if isinstance(error.frame, Basic.Nack) else Reason.QUEUE_MISSING
             self._known.discard(queue)
@@ -89,13 +95,13 @@ class Queues:
             WORKER_ERRORS.labels("queues").inc()
             log().warning("queue-not-reached", error=type(error).__name__)
             reason = Reason.RABBITMQ
+            await self._drop(used)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
             reason = Reason.RABBITMQ  # the connection was closed: aiormq cancels what waits on it
-        if reason is Reason.RABBITMQ:
-            await self._drop()
+            await self._drop(used)
         exchange._carrier = None
         if reason is None:
             exchange.confirmed()
@@ -116,10 +122,13 @@ class Queues:
                 self._channel = channel
             return self._channel
 
-    async def _drop(self) -> None:
-        """Connect anew next time: aio_pika may take a connection for open whose other side is gone."""
-        connection, self._connection, self._channel = self._connection, None, None
-        if connection is not None:
+    async def _drop(self, connection: AbstractConnection | None) -> None:
+        """Connect anew next time: aio_pika may take a connection for open whose other side is gone.
+
+        Others that lost it as well find a new one in its place, which stays.
+        """
+        if connection is not None and connection is self._connection:
+            self._connection = self._channel = None
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(_CLOSE_SECONDS):
                     await connection.close()
@@ -155,7 +164,7 @@ class Queues:
         """Close the connection."""
         for task in self._tasks:
             task.cancel()
-        await self._drop()
+        await self._drop(self._connection)
 
 
 def message_of(

@@ -18,6 +18,8 @@ from local_processes import marked, until_registered
 from standardwebhooks.webhooks import Webhook
 
 from broker.delivery import queues
+from broker.delivery.outcomes import Reason
+from broker.telemetry import ATTEMPTS
 from broker.tools.local.rabbitmq import RabbitMQ
 
 
@@ -168,6 +170,30 @@ async def test_rabbitmq_that_is_killed_under_way_costs_no_notification_and_no_at
         for lane in range(20):
             first = list(dict.fromkeys(number for number in found if number % 20 == lane))
             assert first == sorted(first)
+
+
+async def test_rabbitmq_that_stands_still_costs_nobody_an_attempt(
+    url: str, rabbitmq: RabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.delivery.engine.HINDERED_SECONDS", 0.2)
+    hindered = ATTEMPTS.labels(Reason.RABBITMQ)._value  # counted, since nothing else is left of them
+    async with delivering(url, amqp=rabbitmq.url(), attempt_seconds=1.5) as bode:
+        publisher = await bode.own_types()
+        made = await subscribe(bode, publisher)
+        await bode.publish(publisher, "a")
+        await ended(bode, made["id"], 1)
+        node = next(process for process in marked(rabbitmq.folder) if process.name() == "beam.smp")
+        node.suspend()
+        try:
+            before = hindered.get()
+            await bode.publish(publisher, "a")
+            async with asyncio.timeout(60):
+                while hindered.get() < before + 2:
+                    await asyncio.sleep(0.05)
+        finally:
+            node.resume()
+        rows = await ended(bode, made["id"], 2)
+        assert [(row["state"], row["attempts"]) for row in rows] == [("delivered", 1)] * 2
 
 
 async def test_what_has_no_place_with_a_queue_is_refused(url: str, rabbitmq: RabbitMQ) -> None:
