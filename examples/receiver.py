@@ -10,6 +10,7 @@ What every receiver needs to do, and where it is done here:
 2. Verify:      check the signature over the exact bytes, before reading anything in them. -> verify
 3. Store once:  a notification can come twice; its number tells. Store it, then answer.    -> Store.add
 4. Answer soon: 204 after the commit, within ten seconds; do the work afterwards.          -> do_POST
+   In a batch, if you asked for those, the answer holds for every item: commit all or none. -> read, Store.add
 5. Look:        numbers run from 1 without gaps, so what is missing can be seen.           -> Store.missing
                 A heartbeat, if you asked for them, tells the last number: a missing tail. -> do_POST
 6. Prove:       now and then compare digests of what is stored with those of Bode.         -> reconcile
@@ -32,8 +33,10 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 TOLERANCE_SECONDS = 5 * 60
-LARGEST_BODY = 1024 * 1024
+LARGEST_BODY = 4 * 1024 * 1024  # as large as a batch can be
+BATCH = "application/cloudevents-batch+json"
 HEARTBEAT = "nl.bode.heartbeat"
+TEST = "nl.bode.test-notification"
 
 
 def verify(secrets, headers, body, now):
@@ -59,6 +62,28 @@ def verify(secrets, headers, body, now):
     return False
 
 
+def read(content_type, body):
+    """The events in a request, one or those of a batch, as (number, subscription, event, text).
+
+    Heartbeats and tests have no number. Anything else is a ValueError, KeyError or TypeError, also where the rest of a
+    batch would do: it is refused as a whole, and Bode finds what was meant by sending the halves.
+    """
+    content, events = json.loads(body), []
+    if content_type == BATCH and not (isinstance(content, list) and content):
+        raise ValueError("a batch is an array with something in it")
+    for event in content if content_type == BATCH else [content]:
+        number = None
+        if event["type"] == HEARTBEAT and "subscriptionsequence" not in event:
+            int(event["data"]["lastSequence"])
+        elif event["type"] != TEST or "subscriptionsequence" in event:
+            number = int(event["subscriptionsequence"])
+            if not 0 < number < 1 << 63:
+                raise ValueError("numbers run from 1, and SQLite's end there")
+        text = json.dumps(event) if content_type == BATCH else body.decode()
+        events.append((number, event["subscription"], event, text))
+    return events
+
+
 class Store:
     """Notifications in SQLite, each once by its subscription and number."""
 
@@ -74,14 +99,19 @@ class Store:
             " received_at REAL NOT NULL, PRIMARY KEY (subscription, sequence)) WITHOUT ROWID"
         )
 
-    def add(self, subscription, sequence, event):
-        """Commit a notification; tell whether it is new."""
-        with self._lock:
-            done = self._database.execute(
-                "INSERT INTO notifications VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                (subscription, sequence, event, time.time()),
-            )
-            return done.rowcount == 1
+    def add(self, notifications):
+        """Commit notifications (subscription, sequence, event), all or none; tell which were here already."""
+        again = set()
+        with self._lock, self._database:
+            self._database.execute("BEGIN")
+            for subscription, sequence, event in notifications:
+                done = self._database.execute(
+                    "INSERT INTO notifications VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                    (subscription, sequence, event, time.time()),
+                )
+                if done.rowcount == 0:
+                    again.add((subscription, sequence))
+        return again
 
     def missing(self, subscription, last=0):
         """The gaps from number 1 to the highest received, or to `last` if that is higher, as (first, last)."""
@@ -159,27 +189,27 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(401)
             return
         try:
-            event = json.loads(body)
-            subscription = event["subscription"]
-            if event["type"] == HEARTBEAT and "subscriptionsequence" not in event:
-                sequence, last = None, int(event["data"]["lastSequence"])
-            else:
-                sequence, last = int(event["subscriptionsequence"]), 0
+            events = read(self.headers.get_content_type(), body)
         except (ValueError, KeyError, TypeError):
             self.answer(400)
             return
-        if sequence is None:  # nothing to store: it says how far the numbers go
-            self.answer(204)
-            gaps = ", ".join(f"{first}-{end}" for first, end in self.server.store.missing(subscription, last))
-            print(f"heartbeat: last {last}{f', missing {gaps}' if gaps else ', nothing missing'}", flush=True)
-            return
-        new = self.server.store.add(subscription, sequence, body.decode())
+        store = self.server.store
+        again = store.add([(subscription, number, text) for number, subscription, _, text in events if number])
         self.answer(204)
-        gaps = ", ".join(f"{first}-{last}" for first, last in self.server.store.missing(subscription))
         # no subjects and no data here: logs are read by others
-        print(
-            f"#{sequence} {event['type']}{'' if new else ' (again)'}{f', missing {gaps}' if gaps else ''}", flush=True
-        )
+        lines, last, complete = [], 0, ""
+        for number, subscription, event, _ in events:
+            if number:
+                lines.append(f"#{number} {event['type']}{' (again)' if (subscription, number) in again else ''}")
+            elif event["type"] == TEST:
+                lines.append("test notification")
+            else:  # nothing to store: it says how far the numbers go
+                last, complete = int(event["data"]["lastSequence"]), ", nothing missing"
+                lines.append(f"heartbeat: last {last}")
+        # a request is about one subscription, also when it is a batch
+        gaps = ", ".join(f"{first}-{end}" for first, end in store.missing(subscription, last))
+        said = "\n".join(lines) + (f", missing {gaps}" if gaps else complete)
+        print(said + "\n", end="", flush=True)  # in one piece: other threads print too
 
     def answer(self, status, headers=None):
         self.send_response(status)

@@ -50,6 +50,7 @@ async def listen(
     key: str | None = None,
     types: Sequence[str] = (),
     filters: Sequence[Mapping[str, Any]] = (),
+    batch: int | None = None,
     name: str | None = None,
     subscription: UUID | None = None,
     secret: str | None = None,
@@ -68,6 +69,7 @@ async def listen(
         key: the key for it.
         types: the event types to hear; none: all.
         filters: further conditions, in the dialects of the CloudEvents Subscriptions API.
+        batch: up to how many notifications come in one request; None: each alone.
         name: what the listener remembers itself by; by default made of `as_`, `types` and `filters`.
         subscription: one that exists, to be used as it is instead of one of its own; with `secret` and `port`.
         secret: its signing secret.
@@ -92,7 +94,7 @@ async def listen(
                     await _listen_to_given(receiver, port, secret, ledger, reporter, tell, stop)
                 return
             access = _access(data_dir, as_, api_url, key)
-            wish = Wish(types, filters)
+            wish = Wish(types, filters, batch)
             with Folder.held(data_dir / "listen" / (name or name_of(access.name, wish))) as folder:
                 async with Api(access) as api:
                     await _listen_to_own(api, folder, wish, receiver, port, reporter, end, tell, stop)
@@ -149,7 +151,7 @@ async def _listen_to_own(
         await receiver.listen_preferably(folder.port)
     else:
         await _listen_on(receiver, port)
-    inbox = Inbox(reporter.taken, reporter.refused, reporter.beaten)
+    inbox = Inbox(reporter.taken, reporter.refused, reporter.beaten, reporter.tested)
     receiver.add(_PATH, inbox)
     sink = receiver.url + _PATH
     own = await OwnSubscription.take_up(api, folder, wish, inbox, sink=sink, port=receiver.port)
@@ -183,7 +185,7 @@ async def _listen_to_given(
     stop: asyncio.Event,
 ) -> None:
     await _listen_on(receiver, port)
-    inbox = Inbox(reporter.taken, reporter.refused, reporter.beaten)
+    inbox = Inbox(reporter.taken, reporter.refused, reporter.beaten, reporter.tested)
     inbox.open(secret, ledger)
     for path in ("/", _PATH):
         receiver.add(path, inbox)

@@ -21,14 +21,17 @@ import orjson
 from aiohttp import web
 
 from broker.delivery.heartbeats import HEARTBEAT_TYPE
+from broker.delivery.trials import TYPE as TEST_TYPE
 from broker.storage.tables import accepted_at
 from broker.tools.listen_ledger import Ledger
 from broker.tools.listen_reconcile import Marks
 
 TOLERANCE: Final = timedelta(minutes=5)
 """How far a signature's timestamp may be from now (Standard Webhooks, verification)."""
-_MAX_BYTES: Final = 1 << 20
+_MAX_BYTES: Final = 4 << 20
+"""As large as a batch can be."""
 _CONTENT_TYPE: Final = "application/cloudevents+json"
+_BATCH_TYPE: Final = "application/cloudevents-batch+json"
 _SECRET_PREFIX: Final = "whsec_"
 
 
@@ -44,7 +47,7 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A request that was not taken; its number is told only where the signature was right."""
+    """A notification that was not taken; its number is told only where the signature was right."""
 
     fault: Fault
     status: int
@@ -85,6 +88,13 @@ class Heartbeat:
     complete_through: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Numbered:
+    number: int
+    type: str
+    event: Mapping[str, Any]
+
+
 class Inbox:
     """Where the notifications of one subscription arrive."""
 
@@ -93,10 +103,12 @@ class Inbox:
         taken: Callable[[Notification], None],
         refused: Callable[[Refusal], None],
         beaten: Callable[[Heartbeat], None] = lambda _: None,
+        tested: Callable[[], None] = lambda: None,
     ) -> None:
         self._taken = taken
         self._refused = refused
         self._beaten = beaten
+        self._tested = tested
         self._secret: str | None = None
         self._marks: Marks | None = None
         self.ledger = Ledger()
@@ -107,30 +119,40 @@ class Inbox:
         """From now on take what is signed with this secret, and note it in this ledger, and among the marks."""
         self._secret, self.ledger, self._marks = secret, ledger, marks
 
-    def take(self, headers: Mapping[str, str], body: bytes, behaviour: Behaviour) -> int:
-        """Judge and note a notification; the status to answer."""
+    def take(self, headers: Mapping[str, str], body: bytes, behaviour: Behaviour, *, batched: bool = False) -> int:
+        """Judge and note a notification, or a batch of them; the status to answer, which holds for every item."""
         if self._secret is None or self.ledger.closed:  # not yet, or no more
             return 503
         fault = verify(self._secret, headers, body, time.time())
         if fault is not None:
             return self._refuse(fault, 401)
         try:
-            event = orjson.loads(body)
-            if event["type"] == HEARTBEAT_TYPE and "subscriptionsequence" not in event:
-                self._beaten(Heartbeat(int(event["data"]["lastSequence"]), int(event["data"]["completeThrough"])))
-                return 204
-            number, kind = int(event["subscriptionsequence"]), str(event["type"])
+            content = orjson.loads(body)
+            items = _batch_of(content) if batched else [_item_of(content)]
         except (ValueError, TypeError, KeyError):
             return self._refuse(Fault.NOT_UNDERSTOOD, 400)
-        refusal = behaviour.refusal()
+        numbered = [item for item in items if isinstance(item, _Numbered)]
+        refusal = behaviour.refusal() if numbered else None
         if refusal is not None:
-            return self._refuse(Fault.ON_PURPOSE, refusal, number)
-        if self._marks is not None:
-            self._marks.put(number, str(event.get("source")), str(event.get("id")))
-        new = self.ledger.add(number)
+            for each in numbered:
+                self._refuse(Fault.ON_PURPOSE, refusal, each.number)
+            return refusal
         latency = _since_acceptance(headers.get("traceparent", ""), datetime.now(UTC))
-        self._taken(Notification(number, kind, not new, latency, event))
-        return behaviour.status or 204
+        for item in items:
+            if isinstance(item, _Numbered):
+                self._note(item, latency)
+                latency = None  # the trace of a batch is that of its first item
+            elif item is None:
+                self._tested()
+            else:
+                self._beaten(item)
+        return (behaviour.status or 204) if numbered else 204
+
+    def _note(self, item: _Numbered, latency: timedelta | None) -> None:
+        if self._marks is not None:
+            self._marks.put(item.number, str(item.event.get("source")), str(item.event.get("id")))
+        new = self.ledger.add(item.number)
+        self._taken(Notification(item.number, item.type, not new, latency, item.event))
 
     def _refuse(self, fault: Fault, status: int, number: int | None = None) -> int:
         self._refused(Refusal(fault, status, number))
@@ -196,12 +218,13 @@ class Receiver:
             )
         if request.method != "POST":
             return web.Response(status=405, headers={"Allow": "OPTIONS, POST"})
-        if request.content_type != _CONTENT_TYPE:
+        if request.content_type not in (_CONTENT_TYPE, _BATCH_TYPE):
             return web.Response(status=415)
         body = await _read(request)
         if body is None:
             return web.Response(status=413)
-        status = inbox.take(request.headers, body, self._behaviour)
+        batched = request.content_type == _BATCH_TYPE
+        status = inbox.take(request.headers, body, self._behaviour, batched=batched)
         if self._behaviour.latency:
             await asyncio.sleep(self._behaviour.latency.total_seconds())
         return web.Response(status=status)
@@ -225,6 +248,31 @@ def verify(secret: str, headers: Mapping[str, str], body: bytes, now: float) -> 
         except (binascii.Error, ValueError):
             continue
     return Fault.SIGNATURE
+
+
+def _item_of(event: Any) -> _Numbered | Heartbeat | None:
+    """What an event is; None: a test notification, which has no number and says nothing.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is none of these.
+    """
+    kind = str(event["type"])
+    if "subscriptionsequence" not in event:
+        if kind == TEST_TYPE:
+            return None
+        if kind == HEARTBEAT_TYPE:
+            return Heartbeat(int(event["data"]["lastSequence"]), int(event["data"]["completeThrough"]))
+    number = int(event["subscriptionsequence"])
+    if number < 1:
+        raise ValueError("numbers run from 1")
+    return _Numbered(number, kind, event)
+
+
+def _batch_of(content: Any) -> list[_Numbered | Heartbeat | None]:
+    """The items of a batch; one that is nonsense makes the whole of it nonsense."""
+    if not isinstance(content, list) or not content:
+        raise ValueError("a batch is an array with something in it")
+    return [_item_of(event) for event in content]
 
 
 async def _read(request: web.BaseRequest) -> bytes | None:

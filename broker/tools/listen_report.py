@@ -40,6 +40,10 @@ class Reporter:
         self._said = None
         self._arrived.set()
 
+    def tested(self) -> None:
+        """A test notification was taken."""
+        self._tell("test notification  ✔ signature")
+
     def taken(self, notification: Notification) -> None:
         """A notification was taken."""
         parts = [f"#{notification.number}", notification.type, "✔ signature"]

@@ -29,6 +29,13 @@ class Wish:
 
     types: Sequence[str] = ()
     filters: Sequence[Mapping[str, Any]] = ()
+    batch: int | None = None
+    """Up to how many notifications come in one request; None: each alone."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """`protocolSettings` that ask for it, or take it away."""
+        return {"batch": None if self.batch is None else {"maxCount": self.batch}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +142,15 @@ class OwnSubscription:
             return None
         own = cls(api, state.subscription, folder)
         inbox.open(state.secret, own.ledger, own.marks)
-        wanted = {"sink": sink, "types": list(wish.types) or None, "filters": list(wish.filters) or None}
+        wanted: dict[str, Any] = {
+            "sink": sink,
+            "types": list(wish.types) or None,
+            "filters": list(wish.filters) or None,
+        }
         changes = {name: value for name, value in wanted.items() if shown.get(name) != value}
+        batch = (shown.get("protocolSettings") or {}).get("batch") or {}
+        if batch.get("maxCount") != wish.batch:
+            changes["protocolSettings"] = wish.settings
         if changes:
             shown = await api.patch(path, changes)
         if shown["status"] in _ASLEEP:
@@ -151,6 +165,8 @@ class OwnSubscription:
             body["types"] = list(wish.types)
         if wish.filters:
             body["filters"] = list(wish.filters)
+        if wish.batch is not None:
+            body["protocolSettings"] = wish.settings
         made = await api.post("/subscriptions", body)
         folder.keep(made["id"], made["secret"], port)
         own = cls(api, made["id"], folder)

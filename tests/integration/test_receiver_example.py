@@ -44,6 +44,11 @@ class Running:
         body = notification(sequence)
         return self.post(body, signed(body, sequence))
 
+    def told(self, sequence: int) -> str:
+        """Send, and wait for what is said of it, which is after the answer."""
+        assert self.send(sequence) == 204
+        return self.said()
+
     def said(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.readline().rstrip()
@@ -52,6 +57,11 @@ class Running:
         with closing(sqlite3.connect(self.database)) as database:
             rows = database.execute("SELECT sequence FROM notifications WHERE subscription = ?", (SUBSCRIPTION,))
             return [sequence for (sequence,) in rows]
+
+    def text(self, sequence: int) -> str:
+        with closing(sqlite3.connect(self.database)) as database:
+            [text] = database.execute("SELECT event FROM notifications WHERE sequence = ?", (sequence,)).fetchone()
+            return str(text)
 
 
 def start(database: Path) -> Running:
@@ -91,16 +101,28 @@ def notification(sequence: int, **members: Any) -> bytes:
 
 
 def signed(
-    body: bytes, sequence: int, *, secret: str = SECRET, at: datetime | None = None, identity: str | None = None
+    body: bytes,
+    sequence: int,
+    *,
+    secret: str = SECRET,
+    at: datetime | None = None,
+    identity: str | None = None,
+    form: str = "application/cloudevents+json",
 ) -> dict[str, str]:
     identity = identity or f"dlv_{SUBSCRIPTION.replace('-', '')}_{sequence}"
     moment = at or datetime.now(UTC)
     return {
-        "content-type": "application/cloudevents+json; charset=utf-8",
+        "content-type": f"{form}; charset=utf-8",
         "webhook-id": identity,
         "webhook-timestamp": str(int(moment.timestamp())),
         "webhook-signature": Webhook(secret).sign(identity, moment, body.decode()),
     }
+
+
+def batch(*items: bytes) -> tuple[bytes, dict[str, str]]:
+    """The body of a batch with these notifications, and its headers."""
+    body = b"[%s]" % b",".join(items)
+    return body, signed(body, 0, identity="bat_1", form="application/cloudevents-batch+json")
 
 
 def test_receiver_consents_in_the_handshake(running: Running) -> None:
@@ -158,10 +180,13 @@ def test_replayed_notification_is_confirmed_and_stored_once(running: Running) ->
     body = notification(1)
     headers = signed(body, 1)
 
-    assert [running.post(body, headers) for _ in range(3)] == [204, 204, 204]
+    said = []
+    for _ in range(3):
+        assert running.post(body, headers) == 204
+        said.append(running.said())
 
     assert running.stored() == [1]
-    assert [running.said() for _ in range(3)] == [
+    assert said == [
         "#1 nl.brp.persoon-verhuisd",
         "#1 nl.brp.persoon-verhuisd (again)",
         "#1 nl.brp.persoon-verhuisd (again)",
@@ -169,9 +194,7 @@ def test_replayed_notification_is_confirmed_and_stored_once(running: Running) ->
 
 
 def test_gap_is_seen_until_it_closes(running: Running) -> None:
-    assert [running.send(sequence) for sequence in (2, 5, 1, 3, 4)] == [204] * 5
-
-    assert [running.said().partition(", ")[2] for _ in range(5)] == [
+    assert [running.told(sequence).partition(", ")[2] for sequence in (2, 5, 1, 3, 4)] == [
         "missing 1-1",
         "missing 1-1, 3-4",
         "missing 3-4",
@@ -187,8 +210,7 @@ def test_what_was_stored_is_known_after_a_kill(tmp_path: Path) -> None:
     first.process.communicate(timeout=10)
 
     second = start(tmp_path / "notifications.db")
-    assert [second.send(1), second.send(3)] == [204, 204]
-    assert [second.said(), second.said()] == [
+    assert [second.told(1), second.told(3)] == [
         "#1 nl.brp.persoon-verhuisd (again)",
         "#3 nl.brp.persoon-verhuisd, missing 2-2",
     ]
@@ -226,3 +248,67 @@ def test_heartbeat_tells_of_a_missing_tail_and_is_not_stored(running: Running) -
         assert running.post(body, signed(body, 1)) == 204
         assert running.said() == f"heartbeat: last {last}, {text}"
     assert running.stored() == [1]
+
+
+def test_test_notification_is_confirmed_and_not_stored(running: Running) -> None:
+    event = {"specversion": "1.0", "type": "nl.bode.test-notification", "id": "test_1", "source": "urn:uuid:1",
+             "subscription": SUBSCRIPTION, "data": {}}  # fmt: skip
+    body = json.dumps(event).encode()
+    assert running.post(body, signed(body, 1)) == 204
+    assert running.post(*batch(body)) == 204
+    assert [running.said(), running.said()] == ["test notification"] * 2
+    assert running.stored() == []
+
+
+def test_batch_is_stored_item_by_item_and_its_duplicates_are_recognised(running: Running) -> None:
+    assert running.told(2) == "#2 nl.brp.persoon-verhuisd, missing 1-1"
+
+    assert running.post(*batch(*(notification(n, data={"é": f"ë\\ {n}"}) for n in (1, 2, 4)))) == 204
+    assert [running.said() for _ in range(3)] == [
+        "#1 nl.brp.persoon-verhuisd",
+        "#2 nl.brp.persoon-verhuisd (again)",
+        "#4 nl.brp.persoon-verhuisd, missing 3-3",
+    ]
+    assert running.post(*batch(notification(3))) == 204
+    assert running.said() == "#3 nl.brp.persoon-verhuisd"
+    assert running.stored() == [1, 2, 3, 4]
+    assert json.loads(running.text(4)) == json.loads(notification(4, data={"é": "ë\\ 4"}))
+
+
+def test_batch_of_which_a_byte_was_changed_is_not_believed(running: Running) -> None:
+    body, headers = batch(notification(1), notification(2))
+
+    assert running.post(body.replace(b"e2", b"e3"), headers) == 401
+
+    assert running.stored() == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[]",
+        b"null",
+        b'"text"',
+        notification(1),
+        b"[%s,5]" % notification(1),
+        b"[%s,%s]" % (notification(1), notification(2, subscriptionsequence="two")),
+        b"[%s,%s]" % (notification(1), notification(2, subscriptionsequence="0")),
+        b"[%s" % notification(1),
+    ],
+)
+def test_batch_with_nonsense_in_it_is_refused_as_a_whole(running: Running, body: bytes) -> None:
+    headers = signed(body, 0, identity="bat_1", form="application/cloudevents-batch+json")
+
+    assert running.post(body, headers) == 400
+
+    assert running.stored() == []
+
+
+def test_heartbeat_comes_as_a_batch_of_one(running: Running) -> None:
+    event = {"specversion": "1.0", "type": "nl.bode.heartbeat", "id": "beat", "source": "urn:uuid:1",
+             "subscription": SUBSCRIPTION, "data": {"lastSequence": 2, "completeThrough": 2}}  # fmt: skip
+
+    assert running.post(*batch(json.dumps(event).encode())) == 204
+
+    assert running.said() == "heartbeat: last 2, missing 1-2"
+    assert running.stored() == []

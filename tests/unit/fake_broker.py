@@ -51,16 +51,20 @@ class FakeBroker:
                 await self._called.wait()
 
     async def notify(self, identity: str, *numbers: int, matched: bool = True) -> list[int]:
-        """Send notifications, correctly signed; the statuses."""
-        shown, statuses = self.subscriptions[identity], []
+        """Send notifications, correctly signed; the statuses. In one batch, where the subscription asks for that."""
+        shown, statuses, items = self.subscriptions[identity], [], []
         for number in numbers:
             if matched:
                 shown["health"]["lastSequence"] = max(number, shown["health"]["lastSequence"])
             event = {"specversion": "1.0", "type": "nl.brp.x", "subject": "999990342"}
-            body = json.dumps(event | {"subscription": identity, "subscriptionsequence": str(number)}).encode()
-            moment, delivery = datetime.now(UTC), f"dlv_{number}"
+            items.append(event | {"subscription": identity, "subscriptionsequence": str(number)})
+        batched = (shown.get("protocolSettings") or {}).get("batch") is not None
+        form = "application/cloudevents-batch+json" if batched else "application/cloudevents+json"
+        for content in [items] if batched else items:
+            body = json.dumps(content).encode()
+            moment, delivery = datetime.now(UTC), "dlv_1"
             headers = {
-                "content-type": "application/cloudevents+json; charset=utf-8",
+                "content-type": f"{form}; charset=utf-8",
                 "webhook-id": delivery,
                 "webhook-timestamp": str(int(moment.timestamp())),
                 "webhook-signature": Webhook(self.secrets[identity]).sign(delivery, moment, body.decode()),

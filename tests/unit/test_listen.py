@@ -131,6 +131,22 @@ async def test_listener_with_a_name_changes_its_subscription_to_what_it_wants_no
         assert "filters" not in shown
 
 
+async def test_listener_has_batches_while_it_asks_for_them(tmp_path: Path, broker: FakeBroker) -> None:
+    async with listening(tmp_path, broker, batch=50) as running:
+        [(identity, shown)] = broker.subscriptions.items()
+        assert shown["protocolSettings"] == {"batch": {"maxCount": 50}}
+        assert await broker.notify(identity, 1, 2, 3) == [204]
+        await running.said("complete 1–3, nothing missing")
+    shown["protocolSettings"]["batch"] |= {"maxBytes": 1 << 20, "lingerMilliseconds": 100}
+    broker.calls.clear()
+    async with listening(tmp_path, broker, batch=50):
+        assert broker.calls.count(f"PATCH /subscriptions/{identity}") == 1, "resumed, and nothing else changed"
+    async with listening(tmp_path, broker) as running:
+        assert shown["protocolSettings"] == {"batch": None}
+        assert await broker.notify(identity, 3, 4) == [204, 204]
+        await running.said("complete 1–4, nothing missing, 1 duplicate recognised")
+
+
 async def test_listener_makes_another_subscription_when_its_own_was_ended(tmp_path: Path, broker: FakeBroker) -> None:
     async with listening(tmp_path, broker) as first:
         [(identity, _)] = broker.subscriptions.items()

@@ -26,9 +26,16 @@ def notification(number: int, **members: Any) -> bytes:
     return json.dumps(event | members).encode()
 
 
-def signed(body: bytes, *, secret: str = SECRET, at: datetime = NOW, identity: str = "dlv_1") -> dict[str, str]:
+def signed(
+    body: bytes,
+    *,
+    secret: str = SECRET,
+    at: datetime = NOW,
+    identity: str = "dlv_1",
+    form: str = "application/cloudevents+json",
+) -> dict[str, str]:
     return {
-        "content-type": "application/cloudevents+json; charset=utf-8",
+        "content-type": f"{form}; charset=utf-8",
         "webhook-id": identity,
         "webhook-timestamp": str(int(at.timestamp())),
         "webhook-signature": Webhook(secret).sign(identity, at, body.decode()),
@@ -53,6 +60,13 @@ class Told:
             headers = signed(content, at=datetime.now(UTC))
         async with self.session.post(self.url, data=body, headers=headers) as response:
             return response.status
+
+    async def post_batch(self, *items: bytes, **headers: str) -> int:
+        return await self.post_as_batch(b"[%s]" % b",".join(items), **headers)
+
+    async def post_as_batch(self, body: bytes, **headers: str) -> int:
+        form = "application/cloudevents-batch+json"
+        return await self.post(body, signed(body, at=datetime.now(UTC), identity="bat_1", form=form) | headers)
 
 
 @pytest.fixture
@@ -166,7 +180,7 @@ async def test_wrong_signature_is_refused_and_not_noted(told: Told) -> None:
     assert 1 not in told.inbox.ledger
 
 
-@pytest.mark.parametrize("body", [b"no", b"[]", b"{}", notification(1, subscriptionsequence="x")])
+@pytest.mark.parametrize("body", [b"no", b"[]", b"{}", *(notification(1, subscriptionsequence=n) for n in ("x", "0"))])
 async def test_signed_nonsense_is_refused(told: Told, body: bytes) -> None:
     assert await told.post(body) == 400
 
@@ -178,7 +192,7 @@ async def test_requests_that_are_no_notification_are_refused(told: Told) -> None
     plain = signed(body, at=datetime.now(UTC)) | {"content-type": "application/json"}
 
     assert await told.post(body, plain) == 415
-    assert await told.post(BytesIO(b" " * (1 << 21))) == 413
+    assert await told.post(BytesIO(b" " * (5 << 20))) == 413
     async with told.session.get(told.url) as response:
         assert response.status == 405
     async with told.session.post(told.receiver.url + "/elsewhere") as response:
@@ -259,3 +273,58 @@ async def test_heartbeat_is_understood_and_is_no_notification(told: Told) -> Non
 
     assert beaten == [Heartbeat(7, 5)]
     assert [taken.number for taken in told.taken] == [3], "what has a number is a notification, whatever its type"
+
+
+async def test_batch_is_noted_item_by_item_and_its_duplicates_are_recognised(told: Told) -> None:
+    accepted = datetime.now(UTC) - timedelta(seconds=3)
+    trace = f"00-{key_at(accepted):032x}-00000000000000ff-01"
+    assert await told.post(notification(2)) == 204
+
+    assert await told.post_batch(*map(notification, (1, 2, 4)), traceparent=trace) == 204
+
+    assert [(taken.number, taken.duplicate) for taken in told.taken[1:]] == [(1, False), (2, True), (4, False)]
+    assert [taken.latency is None for taken in told.taken[1:]] == [False, True, True], "the trace is that of the first"
+    assert told.inbox.ledger.missing() == [(3, 3)]
+
+
+async def test_batch_of_which_a_byte_was_changed_is_refused_and_not_noted(told: Told) -> None:
+    signature = signed(b"[%s]" % notification(1), at=datetime.now(UTC), identity="bat_1")["webhook-signature"]
+
+    assert await told.post_batch(notification(2), **{"webhook-signature": signature}) == 401
+
+    assert told.refused == [Refusal(Fault.SIGNATURE, 401, None)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[]", b"{}", b"null", b'"text"', notification(1), b"[%s,5]" % notification(1),
+     b"[%s,%s]" % (notification(1), notification(2, subscriptionsequence="x")), b"[%s" % notification(1)],
+)  # fmt: skip
+async def test_batch_with_nonsense_in_it_is_refused_as_a_whole(told: Told, body: bytes) -> None:
+    assert await told.post_as_batch(body) == 400
+
+    assert told.refused == [Refusal(Fault.NOT_UNDERSTOOD, 400, None)]
+    assert told.taken == []
+
+
+async def test_batch_is_refused_on_purpose_with_each_of_its_numbers(session: aiohttp.ClientSession) -> None:
+    async with Receiver(behaviour=Behaviour(status=503)) as receiver:
+        await receiver.listen(0)
+        told = Told(receiver, session)
+        told.inbox.open(SECRET, Ledger())
+        assert await told.post_batch(notification(1), notification(2)) == 503
+    assert told.refused == [Refusal(Fault.ON_PURPOSE, 503, number) for number in (1, 2)]
+    assert told.inbox.ledger.highest == 0
+
+
+async def test_test_notification_is_understood_alone_and_in_a_batch(told: Told) -> None:
+    tests: list[None] = []
+    told.inbox = Inbox(told.taken.append, told.refused.append, tested=lambda: tests.append(None))
+    told.inbox.open(SECRET, Ledger())
+    told.receiver.add("/here", told.inbox)
+    body = json.dumps({"specversion": "1.0", "type": "nl.bode.test-notification", "data": {}}).encode()
+
+    assert [await told.post(body), await told.post_batch(body)] == [204, 204]
+
+    assert len(tests) == 2
+    assert (told.taken, told.refused) == ([], [])
