@@ -74,16 +74,14 @@ class Queues:
         used: AbstractConnection | None = None
         try:
             async with asyncio.timeout(self._total_seconds):
-                channel = await self._open_channel()
-                used = self._connection
-                await self._see_to(queue)
-                if not exchange.may_go():
-                    return
                 with amqp.hang_ups():
+                    channel = await self._open_channel()
+                    used = self._connection
+                    await self._see_to(queue)
+                    if not exchange.may_go():
+                        return
                     await channel.default_exchange.publish(message, queue, mandatory=True)
-        except (
-            TimeoutError
-        ):  # it is alarmed, or its queue has no majority: the operator's matter, and not the provider's
+        except TimeoutError:  # alarmed, or without a majority: the operator's matter, and not the provider's
             WORKER_ERRORS.labels("queues").inc()
             log().warning("queue-not-reached", error="TimeoutError")
             reason = Reason.RABBITMQ
@@ -95,12 +93,6 @@ class Queues:
             WORKER_ERRORS.labels("queues").inc()
             log().warning("queue-not-reached", error=type(error).__name__)
             reason = Reason.RABBITMQ
-            await self._drop(used)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            reason = Reason.RABBITMQ  # the connection was closed: aiormq cancels what waits on it
             await self._drop(used)
         exchange._carrier = None
         if reason is None:
@@ -116,9 +108,8 @@ class Queues:
                 if self._connection is None or self._connection.is_closed:
                     self._connection = await amqp.connect(self._settings, "bode deliver")
                 self._known.clear()
-                with amqp.hang_ups():
-                    channel = self._connection.channel(publisher_confirms=True, on_return_raises=True)
-                    await channel.initialize()
+                channel = self._connection.channel(publisher_confirms=True, on_return_raises=True)
+                await channel.initialize()
                 self._channel = channel
             return self._channel
 
@@ -141,23 +132,22 @@ class Queues:
             if queue in self._known:
                 return
             assert self._connection is not None
-            with amqp.hang_ups():
-                try:
-                    async with self._connection.channel() as channel:
-                        await channel.declare_queue(queue, durable=True, passive=True)
-                except aiormq.exceptions.ChannelNotFoundEntity:
-                    async with self._connection.channel() as channel:
-                        await channel.declare_queue(
-                            queue,
-                            durable=True,
-                            arguments={
-                                "x-queue-type": "quorum",
-                                "x-max-length": self._max_length,
-                                "x-overflow": "reject-publish",
-                            },
-                        )
-                    log().info("queue-declared", queue=queue)
-                    await asyncio.sleep(SETTLE_SECONDS)
+            try:
+                async with self._connection.channel() as channel:
+                    await channel.declare_queue(queue, durable=True, passive=True)
+            except aiormq.exceptions.ChannelNotFoundEntity:
+                async with self._connection.channel() as channel:
+                    await channel.declare_queue(
+                        queue,
+                        durable=True,
+                        arguments={
+                            "x-queue-type": "quorum",
+                            "x-max-length": self._max_length,
+                            "x-overflow": "reject-publish",
+                        },
+                    )
+                log().info("queue-declared", queue=queue)
+                await asyncio.sleep(SETTLE_SECONDS)
             self._known.add(queue)
 
     async def close(self) -> None:

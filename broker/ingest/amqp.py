@@ -15,8 +15,8 @@ the partitions have an alternate, `bode.unrouted`, whose queue of that name is a
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, assert_never
@@ -116,12 +116,26 @@ def hang_ups() -> Iterator[None]:
     """Raise ConnectionError for the odd ways in which aiormq tells that a connection was closed under our hands."""
     try:
         yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise ConnectionError("RabbitMQ hung up") from None  # not we: it cancels what waits on the connection
     except (StopAsyncIteration, aiormq.exceptions.ChannelInvalidStateError) as error:
         raise ConnectionError("RabbitMQ hung up") from error
     except Exception as error:
         if type(error) is not Exception:
             raise
         raise ConnectionError("RabbitMQ hung up") from error  # what waited on the connection gets a bare Exception
+
+
+@asynccontextmanager
+async def connected(settings: AmqpSettings, name: str) -> AsyncIterator[AbstractConnection]:
+    """A connection for the block. However it is lost within, that is one of aio_pika's errors or an OSError."""
+    connection = await connect(settings, name)
+    with hang_ups():
+        async with connection:
+            yield connection
 
 
 async def declare(connection: AbstractConnection, queues: int, registries: Sequence[RegistryRoute] = ()) -> None:

@@ -113,12 +113,6 @@ class QueueConsumer:
             except BROKER_TROUBLE as error:
                 WORKER_ERRORS.labels("queue-consumer").inc()
                 log().warning("ingest-connection-lost", queue=self._queue.name, error=type(error).__name__)
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    raise
-                WORKER_ERRORS.labels("queue-consumer").inc()  # not we: aiormq cancels what waits on a lost connection
-                log().warning("ingest-connection-lost", queue=self._queue.name, error="CancelledError")
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 

@@ -57,16 +57,12 @@ class AmqpPublisher:
             raise NotPublished("RabbitMQ is not connected")
         try:
             async with asyncio.timeout(self._settings.publish_seconds):
-                await asyncio.gather(
-                    *(exchange.publish(message_of(event, user), routing_key=event.type) for event in events)
-                )
+                with amqp.hang_ups():
+                    await asyncio.gather(
+                        *(exchange.publish(message_of(event, user), routing_key=event.type) for event in events)
+                    )
         except (*BROKER_TROUBLE, aio_pika.exceptions.DeliveryError) as error:
             raise NotPublished(type(error).__name__) from error
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or not task.cancelling():  # the connection was closed: aiormq cancels what waits on it
-                raise NotPublished("connection closed") from None
-            raise
 
     async def run(self) -> None:
         """Keep connected until cancelled."""

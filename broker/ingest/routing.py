@@ -43,7 +43,8 @@ class Router:
     async def reach(self) -> None:
         """Raise Unavailable when RabbitMQ can't be reached."""
         try:
-            await (await amqp.connect(self._settings, "bode routes")).close()
+            async with amqp.connected(self._settings, "bode routes"):
+                pass
         except BROKER_TROUBLE as error:
             raise Unavailable(_AWAY) from error
 
@@ -60,7 +61,7 @@ class Router:
                 raise Conflict("There is a domain with this name already.")
         try:
             async with asyncio.timeout(_LIMIT_SECONDS):
-                async with await amqp.connect(self._settings, "bode routes") as rabbit:
+                async with amqp.connected(self._settings, "bode routes") as rabbit:
                     await self._declare(rabbit, [Owned(domain, organisation_id, oin, True)])
         except BROKER_TROUBLE as error:
             raise Unavailable(_AWAY) from error
@@ -76,7 +77,7 @@ class Router:
         Raises:
             BROKER_TROUBLE, DATABASE_TROUBLE: when it isn't complete.
         """
-        async with await amqp.connect(self._settings, "bode topology") as rabbit:
+        async with amqp.connected(self._settings, "bode topology") as rabbit:
             async with self._engine.begin() as connection:
                 await routes.keep_shared(connection, self._shared)
                 known = await routes.read_domains(connection)
@@ -107,7 +108,7 @@ class Router:
             known = await routes.read_domains(connection)
             stray = await routes.read_abandoned(connection, abandoned)
         if stray or not all(domain.routed for domain in known):
-            async with await amqp.connect(self._settings, "bode routes") as rabbit:
+            async with amqp.connected(self._settings, "bode routes") as rabbit:
                 for name, oin in stray:
                     await amqp.unroute(rabbit, oin, name)
                     async with self._engine.begin() as connection:
@@ -150,7 +151,7 @@ class Router:
                 if not await routes.forget(connection, domain):
                     return
             async with asyncio.timeout(_LIMIT_SECONDS):
-                async with await amqp.connect(self._settings, "bode routes") as rabbit:
+                async with amqp.connected(self._settings, "bode routes") as rabbit:
                     await amqp.unroute(rabbit, oin, domain)
         except (*BROKER_TROUBLE, *DATABASE_TROUBLE) as error:
             log().warning("routes-not-repaired", error=type(error).__name__)

@@ -171,8 +171,7 @@ async def _count_queues(settings: Settings, consumers: Consumers) -> None:
     told: set[str] = set()
     while True:
         try:
-            connection = await amqp.connect(settings.amqp, "bode queue figures")
-            async with connection, connection.channel() as channel:
+            async with amqp.connected(settings.amqp, "bode queue figures") as rabbit, rabbit.channel() as channel:
                 while True:
                     names = consumers.queues
                     for name in told.difference(names):
