@@ -9,7 +9,8 @@ it, and nobody who knows the subscription with another credential, or another si
 shared by all processes through the database, where a flight holds a claim, so that a refresh token that may be traded
 once is traded once. What lasts is renewed while it still does, behind the back of what is sent meanwhile.
 
-Token endpoints are called through the same client as sinks: fence, limits, no redirects.
+Token endpoints are called through the same client as sinks: fence, limits, no redirects. A request to one goes over a
+connection of its own, and is not sent again when that is lost.
 """
 
 import asyncio
@@ -264,7 +265,8 @@ class Authorizer:
         refresh = None if former is None else former.refresh
         headers, body = token_requests.compose(source.credential, refresh)
         try:
-            answer = await self._client.request("POST", endpoint, headers, body, whole=True)
+            # once: a server may take a refresh token that comes twice for stolen, and revoke all that came of it
+            answer = await self._client.request("POST", endpoint, headers, body, once=True)
         except SendError as error:
             self._failed(source, Reason.TOKEN_UNAVAILABLE, error.reason)
             raise _NotNow(Reason.PROXY if error.reason is Reason.PROXY else Reason.TOKEN_UNAVAILABLE) from None

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from broker.delivery.connections import Connection
-from broker.delivery.exchanges import Answer, Exchange, Origin, SendError, Target, Waiting, WaitingForAll
+from broker.delivery.exchanges import Answer, Exchange, Origin, SendError, Target, Waiting, WaitingOnce
 from broker.delivery.fence import Fence, FenceError, ResolveError
 from broker.delivery.outcomes import Reason
 from broker.delivery.proxy import NotAllowed, NotReached, Proxy, ProxyError, Silent
@@ -51,16 +51,18 @@ class Client:
         self._connecting: set[asyncio.Task[None]] = set()
 
     async def request(
-        self, method: str, target: Target, headers: Mapping[str, str], body: bytes = b"", *, whole: bool = False
+        self, method: str, target: Target, headers: Mapping[str, str], body: bytes = b"", *, once: bool = False
     ) -> Answer:
-        """Send one request and read its answer, with its first bytes or, up to `MAX_BODY_BYTES`, the `whole` of it.
+        """Send one request and read its answer, with the first bytes of its body.
+
+        `once`: never twice, whatever becomes of the connection, and with the whole body, up to `MAX_BODY_BYTES`.
 
         Raises:
             SendError: when there is no usable answer; never for a status.
         """
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         head = f"{target.head(method)}{lines}content-length: {len(body)}\r\n\r\n".encode("latin-1")
-        kind = WaitingForAll if whole else Waiting
+        kind = WaitingOnce if once else Waiting
         waiting = kind(asyncio.get_running_loop().create_future())
         self.send(target, head + body, waiting)
         try:
@@ -77,9 +79,9 @@ class Client:
         """Send one whole request; `exchange` is told of its end. `deadline`, by the loop's clock, can only be earlier.
 
         A kept connection that turns out to be closed before any byte of an answer is replaced once, within the
-        same attempt: the sink's idle limit is not its failure.
+        same attempt: the sink's idle limit is not its failure. What may go `once` only never takes a kept one.
         """
-        connection = self._take_idle(target)
+        connection = None if exchange.once else self._take_idle(target)
         if deadline is not None:  # out of line with the limits below
             if connection is None:
                 self.replace(target, data, exchange, deadline)

@@ -153,6 +153,7 @@ class Connection(asyncio.Protocol):
         assert exchange is not None
         exchange._carrier = None
         self._kept = True
+        self.usable = self.usable and not exchange.once
         self._owner.take_back(self)  # first: what is sent next may go over it
         exchange.answered(self._answer)
 

@@ -97,6 +97,8 @@ class Exchange(ABC):
 
     kept_bytes: ClassVar[int] = EXCERPT_BYTES
     """Of the answer's body."""
+    once: ClassVar[bool] = False
+    """Whether it must not reach the other side twice: then it has a connection of its own, used for nothing else."""
 
     def __init__(self) -> None:
         self._carrier: Carrier | None = None
@@ -143,8 +145,9 @@ class Waiting(Exchange):
             self.future.set_exception(SendError(reason))
 
 
-class WaitingForAll(Waiting):
-    """One whose whole answer somebody awaits."""
+class WaitingOnce(Waiting):
+    """One whose whole answer somebody awaits, and that is sent once."""
 
     __slots__ = ()
     kept_bytes = MAX_BODY_BYTES
+    once = True

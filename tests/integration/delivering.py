@@ -52,6 +52,8 @@ class Asked:
     at: float
     peer: str | None = None
     """Common name of the client's certificate."""
+    address: Any = None
+    """The client's end of the connection."""
 
     def all(self, name: str) -> list[str]:
         return [value for field_name, value in self.fields if field_name == name.lower()]
@@ -106,7 +108,8 @@ class RawSink:
             named = tuple((name.lower(), value.strip()) for name, value in fields)
             length = int(dict(named).get("content-length", "0"))
             body = await reader.readexactly(length)
-            asked = Asked(method, target, named, body, asyncio.get_running_loop().time(), _peer(writer))
+            now, address = asyncio.get_running_loop().time(), writer.get_extra_info("peername")
+            asked = Asked(method, target, named, body, now, _peer(writer), address)
             async with self._changed:
                 self.asked.append(asked)
                 self._changed.notify_all()

@@ -241,6 +241,28 @@ async def test_sink_that_closes_every_connection_is_asked_twice_at_most(client: 
         assert len(made.seen) == 3
 
 
+async def test_request_that_may_go_once_never_takes_a_kept_connection_and_leaves_none(client: Client) -> None:
+    async def play(exchange: Exchange) -> None:
+        if exchange.body == b"lost":
+            exchange.reset()
+        else:
+            await exchange.send(OK)
+
+    async def once(body: bytes) -> Answer:
+        return await client.request("POST", made.target(), {}, body, once=True)
+
+    async with sink(play) as made:
+        await post(client, made.target())
+        assert await reason_of(once(b"lost")) is Reason.CLOSED
+        assert (await once(b"answered")).status == 204
+        assert await reason_of(once(b"lost")) is Reason.CLOSED
+        assert [(exchange.connection, exchange.body) for exchange in made.seen] == [
+            (1, b"{}"), (2, b"lost"), (3, b"answered"), (4, b"lost"),
+        ]  # fmt: skip
+        await post(client, made.target())
+        assert made.seen[-1].connection == 1  # those of the others are not kept
+
+
 @pytest.mark.parametrize(
     "drip",
     [b"", b"O", b"x: y\r\n", INTERIM],

@@ -217,6 +217,7 @@ async def test_a_refresh_token_is_traded_when_the_token_ends_and_the_next_one_is
     traded = [parse_qs(asked.body.decode()) for asked in server.asked]
     assert [form["refresh_token"] for form in traded] == [["ruil-1"], ["ruil-2"]]
     assert {form["client_id"][0] for form in traded} == {"bode"}
+    assert len({asked.address for asked in server.asked}) == 2  # a kept connection could be lost, and it sent again
     async with delivering(bode.url, attempt_seconds=6) as other:  # another process has what this one acquired
         [source] = await _sources(other, identity)
         held = await other.process._authorizer.token(source, None, asyncio.get_running_loop().time() + 5)
