@@ -157,6 +157,12 @@ async def read_head(connection: AsyncConnection) -> int:
     return int((await connection.execute(text(READ_HEAD_SQL))).scalar_one())
 
 
+async def read_head_and_time(connection: AsyncConnection) -> tuple[int, datetime]:
+    """The version of the last change, and what time it is by PostgreSQL's clock."""
+    version, now = (await connection.execute(text(f"SELECT ({READ_HEAD_SQL}), clock_timestamp()"))).one()
+    return int(version), now
+
+
 async def record_changes(connection: AsyncConnection, entries: Sequence[tuple[ChangeKind, object]]) -> int:
     """Writes entries to the log in the caller's transaction and returns the new head.
 

@@ -8,7 +8,6 @@
 
 import re
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 from uuid import UUID
 
@@ -192,9 +191,10 @@ async def _retry(request: Request, context: Context, row: AnyRow, selection: Sel
         head = await read_head(connection)
         if view.version < head:
             raise _Behind
-        now = datetime.now(UTC)
+        if await dead_letters.has_ended(connection, row.key):  # since it was read: nobody would end these any more
+            raise Conflict(_ENDED)
         types = {each.type for each in portion.rows if each.type is not None}
-        grants = {kind: view.directory.granted(row.organisation_id, kind, now) for kind in types}
+        grants = {kind: view.directory.granted(row.organisation_id, kind, portion.chosen_at) for kind in types}
         again, ended = await dead_letters.retry(connection, row.key, portion, grants)
         retried, cancelled = retried + again, cancelled + ended
 

@@ -103,7 +103,7 @@ async def preview_subscription(request: Request, body: PreviewBody, caller: ByCa
             read = await context.filters.read(connection, body, organisation_id=own.id)
             trial = _Trial(connection, broker, context.keys, own.id, read.condition, follows=bool(read.lists))
             explained = None if body.event is None else await trial.explain(body.event)
-            now = datetime.now(UTC)
+            now = broker.view.clock.now()
             days = await trial.days(now, Bounds.of(body.days))
     finally:
         state.previews_under_way -= 1
@@ -158,7 +158,7 @@ class _Trial:
         self._followed: Mapping[str, tuple[str, ...]] = {}
         self._index = Index(lambda value: self._followed.get(value, ()))
         self._index.put(0, condition)
-        self._now = datetime.now(UTC)
+        self._now = broker.view.clock.now()
         self.examined: Counter[str] = Counter()
         self.matched: Counter[str] = Counter()
 

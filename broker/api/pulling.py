@@ -7,7 +7,7 @@ import asyncio
 import base64
 import binascii
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Final, NamedTuple
 from uuid import UUID
 
@@ -142,9 +142,9 @@ async def acknowledge(
 
 async def _acknowledge_portion(context: Context, broker: BrokerContext, row: AnyRow, through: int) -> Portion:
     """One portion in a transaction of its own; outcomes that are recorded at the same time may be in its way."""
-    now, directory = datetime.now(UTC), broker.view.directory
+    directory = broker.view.directory
 
-    def granted(event_type: str) -> bool:
+    def granted(event_type: str, now: datetime) -> bool:
         return directory.granted(row.organisation_id, event_type, now) is not None
 
     for _ in range(_DEADLOCKS):
@@ -169,7 +169,7 @@ async def _answer(
     head: tuple[int, int],
 ) -> tuple[bytes, int]:
     """The answer, and its last number."""
-    now = datetime.now(UTC)
+    now = broker.view.clock.now()
     holds = broker.view.directory.holds
     held = holds.of_subscription(row.organisation_id, row.id)
     if held is not None:

@@ -12,7 +12,7 @@ events that a grant covers, now and when they were accepted: otherwise filters c
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker.api.context import broker_context_of
 from broker.api.outcomes import rejection_of
 from broker.delivery.sender import delivery_id
+from broker.ingest.view import View
 from broker.matching.index import Index
 from broker.matching.projection import all_attributes
 from broker.storage import evidence
@@ -48,7 +49,6 @@ from schemas.resources.evidence import (
 )
 from schemas.resources.outcomes import Rejection
 from subscriptions.callers import Caller, Scope
-from subscriptions.directory import Directory
 from subscriptions.http import ByCaller, InContext, Route, operation
 from subscriptions.secrets import KeyRing
 from subscriptions.tables import MATCHED
@@ -104,7 +104,7 @@ async def trace_event(
             content = Event(all_attributes(body), body)
             followed = await _followed(connection, broker.fingerprints, caller, content)
             accepted = _Accepted(row, content, accepted_at(row.key), followed)
-            event = await _trace(connection, broker.view.directory, context.keys, caller, accepted)
+            event = await _trace(connection, broker.view, context.keys, caller, accepted)
             if event is not None:
                 events.append(event)
         if caller.is_operator or _is_registry(caller):
@@ -134,7 +134,7 @@ def _is_registry(caller: Caller) -> bool:
 
 
 async def _trace(
-    connection: AsyncConnection, directory: Directory, keys: KeyRing, caller: Caller, accepted: _Accepted
+    connection: AsyncConnection, view: View, keys: KeyRing, caller: Caller, accepted: _Accepted
 ) -> TracedEvent | None:
     """An event as this caller may see it; None: it may not."""
     row = accepted.row
@@ -147,7 +147,8 @@ async def _trace(
         parts["deliveries"] = await _deliveries(connection, keys, accepted, None, explained=False)
     elif Scope.CONSUME in caller.scopes:
         own = caller.own.id
-        granted = directory.granted(own, row.type, datetime.now(UTC)) is not None
+        directory = view.directory
+        granted = directory.granted(own, row.type, view.clock.now()) is not None
         parts["deliveries"] = await _deliveries(connection, keys, accepted, own, explained=granted)
         if granted:
             granted_then = directory.granted(own, row.type, accepted.at) is not None

@@ -7,14 +7,16 @@ so what was answered to a caller holds for every event accepted afterwards, in e
 """
 
 import asyncio
+import time
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from broker.ingest.following import Following
 from broker.matching.index import Index
+from broker.storage.clock import DatabaseClock
 from broker.telemetry import APPLIED_VERSION, INDEXED_SUBSCRIPTIONS
 from subscriptions import directory
-from subscriptions.change_log import read_head
+from subscriptions.change_log import read_head_and_time
 from subscriptions.directory import Directory
 from subscriptions.entries import FollowListsChanged, ReloadNeeded, SubscriptionChanged, SubscriptionEntry
 
@@ -28,6 +30,8 @@ class View:
         self._following = following
         self._lock = asyncio.Lock()
         self.version = -1
+        self.clock = DatabaseClock()
+        """Told by `freshen`: what may be shown is judged by the time that events are accepted by."""
         self.directory = Directory()
         self.index = self._empty_index()
 
@@ -46,9 +50,11 @@ class View:
                 await self._apply_changes()
 
     async def freshen(self) -> None:
-        """Bring the view to the present head of the change log."""
+        """Bring the view to the present head of the change log, and its clock to PostgreSQL's."""
         async with self._engine.connect() as connection:
-            head = await read_head(connection)
+            asked_at = time.monotonic()
+            head, now = await read_head_and_time(connection)
+        self.clock.told(now, asked_at)
         await self.catch_up(head)
 
     async def load(self) -> None:

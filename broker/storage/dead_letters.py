@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker.storage.evidence import follow_indexes
 from broker.storage.tables import DEAD, deliveries, events
 from subscriptions.change_log import TAKE_SHARED_SQL
-from subscriptions.tables import subscriptions
+from subscriptions.tables import Status, subscriptions
 
 PORTION: Final = 1_000
 DISCARDED: Final = "discarded"
@@ -39,7 +39,8 @@ _ATTEMPTS: Final = text(
 
 _CHOOSE: Final = text(
     """
-    SELECT delivery.sequence, delivery.event_key, event.type FROM deliveries AS delivery
+    SELECT delivery.sequence, delivery.event_key, event.type, statement_timestamp() AS chosen_at
+    FROM deliveries AS delivery
     LEFT JOIN events AS event ON event.key = delivery.event_key
     WHERE delivery.subscription = :key AND delivery.sequence > :after AND delivery.state = 'dead'
       AND (CAST(:sequences AS bigint[]) IS NULL OR delivery.sequence = ANY(CAST(:sequences AS bigint[])))
@@ -123,6 +124,12 @@ class Portion:
         """The highest number in it; the next portion comes after this."""
         return int(self.rows[-1].sequence)
 
+    @property
+    def chosen_at(self) -> datetime:
+        """When they were chosen, by PostgreSQL's clock, which acceptance judges grants by too."""
+        moment: datetime = self.rows[0].chosen_at
+        return moment
+
 
 def of(organisation_id: UUID | None, subscription_id: UUID | None = None) -> Select[Any]:
     """The dead letters of a provider's subscriptions, None: of all; or of one of its subscriptions."""
@@ -181,6 +188,12 @@ async def read_attempts(connection: AsyncConnection, key: int, sequence: int) ->
 async def keep_changes_out(connection: AsyncConnection) -> None:
     """Hold changes of grants back until this transaction ends, so that what is decided here holds at its commit."""
     await connection.execute(_TAKE_SHARED)
+
+
+async def has_ended(connection: AsyncConnection, key: int) -> bool:
+    """Whether a subscription has ended; after `keep_changes_out` it is as it says until the transaction ends."""
+    statement = select(subscriptions.c.status).where(subscriptions.c.key == key)
+    return bool((await connection.execute(statement)).scalar_one() == Status.ENDED)
 
 
 async def choose(

@@ -5,6 +5,7 @@ Reading costs what is read, wherever in the log; acknowledging costs the numbers
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import Row, func, select, text
@@ -37,7 +38,7 @@ Commit order is number order, so a number that can be read has no lower one that
 
 _KINDS: Final = text(
     """
-    SELECT DISTINCT event.type, event.source
+    SELECT DISTINCT event.type, event.source, statement_timestamp() AS read_at
     FROM (
         SELECT event_key, state FROM deliveries
         WHERE subscription = :key AND sequence > :after AND sequence <= :through ORDER BY sequence LIMIT :limit
@@ -46,7 +47,7 @@ _KINDS: Final = text(
     WHERE chosen.state IN ('pending', 'dead')
     """
 )
-"""What the events are that an acknowledgement would end, among a portion of numbers."""
+"""What the events are that an acknowledgement would end, among a portion of numbers; and PostgreSQL's time."""
 
 _ACKNOWLEDGE: Final = text(
     """
@@ -126,11 +127,12 @@ async def read_cursor(connection: AsyncConnection, key: int) -> int:
 
 
 async def acknowledge_portion(
-    connection: AsyncConnection, key: int, through: int, *, granted: Callable[[str], bool], holds: Holds
+    connection: AsyncConnection, key: int, through: int, *, granted: Callable[[str, datetime], bool], holds: Holds
 ) -> Portion:
     """Move the cursor on by a portion at most, and end what is on the way; one transaction.
 
-    A cursor that is further already stays where it is.
+    A cursor that is further already stays where it is. Whether a type is `granted` is asked for PostgreSQL's time, by
+    which it was accepted too.
     """
     fresh = insert(pull_cursors).values(subscription=key, through=0).on_conflict_do_nothing()
     await connection.execute(fresh)
@@ -141,7 +143,7 @@ async def acknowledge_portion(
     place = {"key": key, "after": after, "through": through, "limit": PORTION}
     kinds = (await connection.execute(_KINDS, place)).all()
     judged = {
-        "ungranted": sorted({kind.type for kind in kinds if not granted(kind.type)}),
+        "ungranted": sorted({kind.type for kind in kinds if not granted(kind.type, kind.read_at)}),
         "held_types": sorted({kind.type for kind in kinds if holds.of_type(kind.type)}),
         "held_sources": sorted({kind.source for kind in kinds if holds.of_source(kind.source)}),
     }

@@ -1,7 +1,8 @@
 """What was never shown is not taken over by an acknowledgement."""
 
 from collections.abc import AsyncIterator
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Self
 from uuid import UUID
 
 import pytest
@@ -43,6 +44,26 @@ async def test_what_is_a_tombstone_because_its_grant_ran_out_ends_as_cancelled(b
     assert [stone["reason"] for stone in answer["tombstones"]] == ["grant-ended"]
     rows = await bode.deliveries(key)
     assert [(row["state"], row["reason"]) for row in rows] == [("cancelled", "grant-ended")] * 3
+
+
+class Wrong(datetime):
+    """A machine's clock that is ten years fast."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Self:
+        return super().now(tz) + timedelta(days=3653)
+
+
+async def test_a_process_whose_clock_is_wrong_shows_and_ends_by_that_of_the_database(
+    bode: Delivering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, identity, key = await pulled(bode)
+    await bode.pool.execute("UPDATE grants SET valid_until = now() + interval '1 day'")
+    monkeypatch.setattr("broker.api.pulling.datetime", Wrong)
+    answer, done = await acknowledged(bode, identity, 0)
+    assert (len(answer["events"]), answer["tombstones"]) == (3, [])
+    assert (done.status, done.json["ended"]) == (200, 3)
+    assert [row["state"] for row in await bode.deliveries(key)] == ["delivered"] * 3
 
 
 async def test_what_is_held_is_not_delivered_by_a_cursor_from_beyond_it(bode: Delivering) -> None:

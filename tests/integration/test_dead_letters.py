@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Self
 from uuid import UUID, uuid4
 
 import pytest
@@ -247,6 +247,41 @@ async def test_what_no_grant_covers_any_more_is_cancelled_and_never_sent(bode: D
     await until(bode, identity, "delivered", 1)
     grant_of = "SELECT grant_id FROM deliveries d JOIN subscriptions s ON s.key = d.subscription WHERE s.id = $1"
     assert await bode.pool.fetchval(f"{grant_of} AND sequence = 2", identity) == again
+
+
+class Wrong(datetime):
+    """A machine's clock that is ten years fast."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Self:
+        return super().now(tz) + timedelta(days=3653)
+
+
+async def test_a_process_whose_clock_is_wrong_retries_by_that_of_the_database(
+    bode: Delivering, sink: RawSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, identity = await letters(bode, sink, 1)
+    await bode.pool.execute("UPDATE grants SET valid_until = now() + interval '1 day'")
+    monkeypatch.setattr("broker.api.dead_letters.datetime", Wrong, raising=False)
+    done = await call(bode, "POST", f"/subscriptions/{identity}/dead-letters/retries", {})
+    assert (done.json["retried"], done.json["cancelled"]) == (1, 0)
+
+
+async def test_nothing_of_a_subscription_that_ends_meanwhile_is_pending_for_ever(
+    bode: Delivering, sink: RawSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, identity = await letters(bode, sink, 2)
+    keep_changes_out = dead_letters.dead_letters.keep_changes_out
+
+    async def after_it_ended(connection: Any) -> None:
+        ended = await call(bode, "DELETE", f"/subscriptions/{identity}")
+        assert ended.status in (204, 404), ended.text  # 404: this is not the first try
+        await keep_changes_out(connection)
+
+    monkeypatch.setattr(dead_letters.dead_letters, "keep_changes_out", after_it_ended)
+    done = await call(bode, "POST", f"/subscriptions/{identity}/dead-letters/retries", {})
+    assert (done.status, "has ended" in done.json["detail"]) == (409, True)
+    assert await counts(bode, identity) == (0, 0, 2, 0)
 
 
 async def test_what_is_not_there_or_anothers_or_malformed_is_refused(bode: Delivering, sink: RawSink) -> None:
