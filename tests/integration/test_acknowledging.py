@@ -1,22 +1,16 @@
 """What was never shown is not taken over by an acknowledgement."""
 
-from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from typing import Any, Self
 from uuid import UUID
 
 import pytest
-from broker_api import serve
-from delivering import Delivering, delivering
+from delivering import Delivering
+from fixtures import process_with_api
 
 from broker.api import pulling
 
-
-@pytest.fixture
-async def bode(url: str) -> AsyncIterator[Delivering]:
-    async with delivering(url) as made:
-        await serve(made, pulling.router)
-        yield made
+bode = process_with_api(pulling.router)
 
 
 async def pulled(bode: Delivering) -> tuple[Any, UUID, int]:

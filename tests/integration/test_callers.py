@@ -1,9 +1,9 @@
-from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from random import Random
 
 import pytest
-from managing import World, database, subscription, world
+from fixtures import api, declared_database
+from managing import World, subscription
 from sqlalchemy import event, select, update
 
 from schemas.identifiers import sample_oin
@@ -12,17 +12,8 @@ from subscriptions.tables import api_keys
 
 RANDOM = Random()
 
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with database(postgres_url) as made:
-        yield made
-
-
-@pytest.fixture
-async def bode(url: str) -> AsyncIterator[World]:
-    async with world(url, rate_per_second=50, burst=60) as made:
-        yield made
+url = declared_database()
+bode = api(rate_per_second=50, burst=60)
 
 
 @pytest.mark.parametrize(

@@ -1,25 +1,17 @@
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from managing import Party, World, database, fresh_domain, subscription, world
+from fixtures import api, declared_database
+from managing import Party, World, fresh_domain, subscription
 
 from subscriptions.callers import Scope
 from subscriptions.directory import load
 
 SCHEMA = {"type": "object", "required": ["gemeente"], "properties": {"gemeente": {"type": "string"}}}
 
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with database(postgres_url) as made:
-        yield made
-
-
-@pytest.fixture
-async def bode(url: str) -> AsyncIterator[World]:
-    async with world(url) as made:
-        yield made
+url = declared_database()
+bode = api()
 
 
 async def describe(bode: World, registry: Party, type_: str, **members: Any) -> Any:

@@ -1,12 +1,13 @@
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import asyncpg
 import pytest
-from managing import World, database, fresh_domain, subscription, world
+from fixtures import api, declared_database
+from managing import World, fresh_domain, subscription
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -17,17 +18,8 @@ from subscriptions.change_log import ChangeKind, changing, read_changes, record_
 from subscriptions.directory import load, load_changes
 from subscriptions.entries import GrantChanged, OrganisationChanged, ReloadNeeded, SubscriptionChanged
 
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with database(postgres_url) as made:
-        yield made
-
-
-@pytest.fixture
-async def bode(url: str) -> AsyncIterator[World]:
-    async with world(url) as made:
-        yield made
+url = declared_database()
+bode = api()
 
 
 @asynccontextmanager

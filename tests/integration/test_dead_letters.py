@@ -2,15 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 from uuid import UUID, uuid4
 
 import pytest
 from accepting import Publisher
-from broker_api import serve
-from delivering import Delivering, RawSink, answer, delivering
+from delivering import Delivering, RawSink, answer
+from fixtures import process_with_api
 from managing import Answer
 
 from broker.api import dead_letters, reconciliation
@@ -21,12 +20,7 @@ from subscriptions.grants import revoke_grant
 
 REFUSED = answer("400 Bad Request", body="geen BSN te zien")
 
-
-@pytest.fixture
-async def bode(url: str) -> AsyncIterator[Delivering]:
-    async with delivering(url) as made:
-        await serve(made, dead_letters.router, reconciliation.router)
-        yield made
+bode = process_with_api(dead_letters.router, reconciliation.router)
 
 
 async def call(bode: Delivering, method: str, path: str, body: Any = None, key: str | None = None) -> Answer:

@@ -2,15 +2,16 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 import pytest_asyncio
-from accepting import Publisher, migrated
-from delivering import Asked, Delivering, RawSink, delivering
+from accepting import Publisher
+from delivering import Asked, Delivering, RawSink
+from fixtures import IN_ONE_LOOP, one_process, raw_sink
 from managing import Answer
 
 from broker.ingest.accept import Accepted, Rejected
@@ -20,25 +21,10 @@ from broker.storage.acceptance import DELIVERIES_CHANNEL
 from subscriptions.callers import Scope, create_key
 from subscriptions.change_log import changing
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = IN_ONE_LOOP
 
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def bode(url: str) -> AsyncIterator[Delivering]:
-    async with delivering(url) as running:
-        yield running
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def sink() -> AsyncIterator[RawSink]:
-    async with RawSink() as running:
-        yield running
+bode = one_process()
+sink = raw_sink()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

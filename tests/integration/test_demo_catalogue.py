@@ -1,24 +1,14 @@
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import pytest
-from managing import World, database, world
+from fixtures import api, declared_database
+from managing import World
 
 from broker.tools.identities import prepare
 from broker.tools.samples import CATALOGUE, SOURCES
 from subscriptions.directory import load
 
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with database(postgres_url) as made:
-        yield made
-
-
-@pytest.fixture
-async def bode(url: str) -> AsyncIterator[World]:
-    async with world(url) as made:
-        yield made
+url = declared_database()
+bode = api()
 
 
 async def test_demo_registries_describe_their_types_and_accept_any_data(bode: World, tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
 """What every answer has, whatever was asked: headers, methods, origins, ids, and a line in the log."""
 
 import re
-from collections.abc import AsyncIterator, Iterator
 from uuid import UUID
 
 import pytest
-from managing import Answer, World, database, subscription, world
+from fixtures import api, declared_database
+from managing import Answer, World, subscription
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
@@ -22,17 +22,8 @@ MANDATORY = {
     "x-frame-options": "DENY",
 }
 
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with database(postgres_url) as made:
-        yield made
-
-
-@pytest.fixture
-async def bode(url: str) -> AsyncIterator[World]:
-    async with world(url, cors_origins=(ORIGIN,), max_body_bytes=16_384) as made:
-        yield made
+url = declared_database()
+bode = api(cors_origins=(ORIGIN,), max_body_bytes=16_384)
 
 
 async def answers_of_every_kind(bode: World) -> list[Answer]:

@@ -1,25 +1,15 @@
 """Filters that are evaluated for every event are counted, and limited for each organisation."""
 
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-import pytest
-from managing import World, database, subscription, world
+from fixtures import api, declared_database
+from managing import World, subscription
 
 UNEQUAL = {"not": {"exact": {"subject": "x"}}}
 NEVER_MATTERS = {"exact": {"subject": "x"}}
 
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with database(postgres_url) as made:
-        yield made
-
-
-@pytest.fixture
-async def bode(url: str) -> AsyncIterator[World]:
-    async with world(url, max_evaluated_filters=3) as made:
-        yield made
+url = declared_database()
+bode = api(max_evaluated_filters=3)
 
 
 def evaluated(count: int, *, type: str = "nl.brp.x") -> dict[str, Any]:

@@ -1,24 +1,15 @@
-from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from managing import World, database, fresh_domain, world
+from fixtures import api, declared_database
+from managing import World, fresh_domain
 
 from subscriptions.callers import Scope
 from subscriptions.directory import load
 
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with database(postgres_url) as made:
-        yield made
-
-
-@pytest.fixture
-async def bode(url: str) -> AsyncIterator[World]:
-    async with world(url) as made:
-        yield made
+url = declared_database()
+bode = api()
 
 
 def grant(provider: str, *types: str, **members: Any) -> dict[str, Any]:

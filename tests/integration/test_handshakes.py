@@ -2,37 +2,23 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
-import pytest_asyncio
 from accepting import Publisher
-from delivering import CONSENT, SILENT, Asked, Delivering, RawSink, answer, delivering
+from delivering import CONSENT, SILENT, Asked, Delivering, RawSink, answer
+from fixtures import IN_ONE_LOOP, one_process, own_types, raw_sink
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = IN_ONE_LOOP
 
 ALLOWED = "WebHook-Allowed-Origin: bode.example"
 OTHER = answer("200 OK", "WebHook-Allowed-Origin: other.example")
 
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def bode(url: str) -> AsyncIterator[Delivering]:
-    async with delivering(url, attempt_seconds=1.5) as running:
-        yield running
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def publisher(bode: Delivering) -> Publisher:
-    return await bode.own_types()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def sink() -> AsyncIterator[RawSink]:
-    async with RawSink() as running:
-        yield running
+bode = one_process(attempt_seconds=1.5)
+publisher = own_types()
+sink = raw_sink()
 
 
 async def withheld(bode: Delivering, publisher: Publisher, sink: RawSink) -> tuple[UUID, str]:

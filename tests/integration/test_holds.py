@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -11,31 +11,19 @@ import asyncpg
 import pytest
 import pytest_asyncio
 from accepting import Publisher
-from delivering import Asked, Delivering, RawSink, answer, delivering
+from delivering import Asked, Delivering, RawSink, answer
+from fixtures import IN_ONE_LOOP, one_process, own_types, raw_sink
 from managing import Answer
 
 from broker.storage import accounting, holds, records
 from subscriptions.callers import Scope, create_key
 from subscriptions.change_log import changing
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = IN_ONE_LOOP
 
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def bode(url: str) -> AsyncIterator[Delivering]:
-    async with delivering(url) as running:
-        yield running
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def publisher(bode: Delivering) -> Publisher:
-    return await bode.own_types()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def sink() -> AsyncIterator[RawSink]:
-    async with RawSink() as running:
-        yield running
+bode = one_process()
+publisher = own_types()
+sink = raw_sink()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -1,12 +1,12 @@
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
 from random import Random
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from managing import World, database, fresh_domain, subscription, world
+from fixtures import api, declared_database
+from managing import World, fresh_domain, subscription, world
 from sqlalchemy import select, text
 
 from schemas.identifiers import sample_oin
@@ -15,17 +15,8 @@ from subscriptions.tables import idempotency_keys
 
 HEADER = "idempotency-key"
 
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with database(postgres_url) as made:
-        yield made
-
-
-@pytest.fixture
-async def bode(url: str) -> AsyncIterator[World]:
-    async with world(url) as made:
-        yield made
+url = declared_database()
+bode = api()
 
 
 def key() -> dict[str, str]:

@@ -5,14 +5,14 @@ was decided where the two disagree stands in docs/decisions.
 """
 
 import json
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 import pytest
 import yaml
-from managing import World, database, fresh_domain, world
+from fixtures import api, declared_database
+from managing import World, fresh_domain
 
 from schemas.cloudevents import from_structured
 
@@ -26,17 +26,8 @@ PROFILE = {
     "domain": "nl.vng.zgw.zaken",
 }
 
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with database(postgres_url) as made:
-        yield made
-
-
-@pytest.fixture
-async def bode(url: str) -> AsyncIterator[World]:
-    async with world(url) as made:
-        yield made
+url = declared_database()
+bode = api()
 
 
 def published(name: str) -> dict[str, Any]:

@@ -1,29 +1,19 @@
 """Subscriptions that are pulled: no sink, no secret, no handshake, nothing sent."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
-import pytest
-import pytest_asyncio
 from accepting import Publisher
-from delivering import Delivering, RawSink, delivering
+from delivering import Delivering, RawSink
+from fixtures import IN_ONE_LOOP, one_process, own_types
 from managing import Party, World, fresh_domain
 from prometheus_client import REGISTRY
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = IN_ONE_LOOP
 
 SINK = "https://afnemer.example/hook"
 
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def bode(url: str) -> AsyncIterator[Delivering]:
-    async with delivering(url) as running:
-        yield running
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def publisher(bode: Delivering) -> Publisher:
-    return await bode.own_types()
+bode = one_process()
+publisher = own_types()
 
 
 async def pulled(world: World, provider: Party, domain: str, **members: Any) -> Any:

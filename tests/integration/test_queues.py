@@ -3,7 +3,7 @@
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from uuid import UUID
 
 import aio_pika
 import pytest
-from accepting import Publisher, migrated
+from accepting import Publisher
 from delivering import Delivering, delivering
 from local_processes import marked, until_registered
 from standardwebhooks.webhooks import Webhook
@@ -21,12 +21,6 @@ from broker.delivery import queues
 from broker.delivery.outcomes import Reason
 from broker.telemetry import ATTEMPTS
 from broker.tools.local.rabbitmq import RabbitMQ
-
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
 
 
 @pytest.fixture(autouse=True)

@@ -7,17 +7,18 @@ import signal
 import tempfile
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from accepting import Broker, Publisher, migrated
+from accepting import Broker, Publisher
 from broker_api import serve
-from delivering import Delivering, RawSink, answer, delivering
+from delivering import Delivering, RawSink, answer
 from engine_stage import Stage
+from fixtures import process_with_api
 from managing import Answer
 from scripted_sinks import Move, Script
 
@@ -31,24 +32,7 @@ from subscriptions.life_cycle import activate
 
 OK = answer("200 OK")
 
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
-
-
-@pytest.fixture
-async def bode(url: str) -> AsyncIterator[Delivering]:
-    async with delivering(url) as made:
-        await serve(made, dead_letters.router, replays.router)
-        yield made
-
-
-@pytest.fixture
-async def sink() -> AsyncIterator[RawSink]:
-    async with RawSink() as made:
-        yield made
+bode = process_with_api(dead_letters.router, replays.router)
 
 
 async def call(bode: Delivering, method: str, path: str, body: Any = None, **more: Any) -> Answer:

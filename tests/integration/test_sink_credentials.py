@@ -4,7 +4,6 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs
@@ -12,71 +11,29 @@ from uuid import UUID
 
 import jwt
 import pytest
-import pytest_asyncio
 from accepting import Publisher
 from authorities import Authority, key_pem
 from cryptography.hazmat.primitives.asymmetric import ec
 from delivering import ACCEPTED, Asked, Delivering, RawSink, answer, delivering
+from fixtures import IN_ONE_LOOP, one_process, own_types, raw_sink
 from managing import RING
+from token_endpoint import client, issued, tokens
 
 from broker.delivery.authorization import source_of
 from broker.storage import sink_tokens
 from subscriptions.secrets import token_purpose
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = IN_ONE_LOOP
 AUTHORITY = Authority("Voorbeeld")
 TLS = {"trustedCertificates": AUTHORITY.root.pem}
 LATER = "2999-01-01T00:00:00Z"
 UNAUTHORIZED = answer("401 Unauthorized", body="who are you?")
 
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def bode(url: str) -> AsyncIterator[Delivering]:
-    async with delivering(url, attempt_seconds=6) as running:
-        yield running
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def publisher(bode: Delivering) -> Publisher:
-    return await bode.own_types()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def sink() -> AsyncIterator[RawSink]:
-    async with RawSink(tls=AUTHORITY.server_context()) as running:
-        yield running
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def server() -> AsyncIterator[RawSink]:
-    """A token server: answers `/token` as the test says."""
-    async with RawSink(tls=AUTHORITY.server_context()) as running:
-        yield running
-
-
-def issued(token: str, *, seconds: Any = 3600, **members: Any) -> bytes:
-    body = {"access_token": token, "token_type": "Bearer", "expires_in": seconds} | members
-    return answer("200 OK", "Content-Type: application/json", body=json.dumps(body))
-
-
-def tokens(server: RawSink, *answers: bytes | Callable[[Asked], Any]) -> None:
-    """What the token server answers, in turn, then the last for ever."""
-    left = list(answers)
-
-    def give(asked: Asked) -> Any:
-        given = left.pop(0) if len(left) > 1 else left[0]
-        return given(asked) if callable(given) else given
-
-    server.answers["POST", "/token"] = give
-
-
-def client(server: RawSink, **members: Any) -> dict[str, Any]:
-    return {
-        "credentialType": "CLIENTCREDENTIALS",
-        "tokenEndpoint": server.url("/token"),
-        "clientId": "bode",
-        "clientSecret": "geheim+1",
-    } | members
+bode = one_process(attempt_seconds=6)
+publisher = own_types()
+sink = raw_sink(AUTHORITY.server_context)
+server = raw_sink(AUTHORITY.server_context)
+"""A token server: answers `/token` as the test says."""
 
 
 def needs(sink: RawSink, *good: str) -> None:

@@ -5,19 +5,18 @@ import json
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_network
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from accepting import Publisher
 from authorities import CLIENT, SERVER, Authority, Issued, issue
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
-from delivering import Delivering, RawSink, delivering
+from delivering import Delivering, RawSink
+from fixtures import IN_ONE_LOOP, one_process, own_types, raw_sink
 
 from broker.delivery.client import Client
 from broker.delivery.exchanges import SendError, Target
@@ -25,28 +24,15 @@ from broker.delivery.fence import Fence
 from broker.delivery.outcomes import Reason
 from broker.delivery.tls import TlsIdentity
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = IN_ONE_LOOP
 SINKS, PROVIDER, OTHER = Authority("Sinks"), Authority("Provider"), Authority("Other")
 TRUST = {"trustedCertificates": SINKS.root.pem}
 SELF_SIGNED = issue("alone", None, authority=True)
 
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def bode(url: str) -> AsyncIterator[Delivering]:
-    async with delivering(url) as running:
-        yield running
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def publisher(bode: Delivering) -> Publisher:
-    return await bode.own_types()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def sink() -> AsyncIterator[RawSink]:
-    """A sink that asks for a certificate of the provider's authority."""
-    async with RawSink(tls=SINKS.server_context(clients=PROVIDER)) as running:
-        yield running
+bode = one_process()
+publisher = own_types()
+sink = raw_sink(lambda: SINKS.server_context(clients=PROVIDER))
+"""A sink that asks for a certificate of the provider's authority."""
 
 
 async def change(bode: Delivering, identity: Any, **body: Any) -> Any:

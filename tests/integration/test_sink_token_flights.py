@@ -1,60 +1,25 @@
 """Acquiring tokens while things change and break: an attempt ends, and no token goes where it doesn't belong."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
-from accepting import Publisher, migrated
+from accepting import Publisher
 from authorities import Authority
-from delivering import Asked, Delivering, RawSink, answer, delivering
+from delivering import Asked, Delivering, RawSink
+from fixtures import IN_ONE_LOOP, one_process, own_types, raw_sink
+from token_endpoint import client, issued
 
 from broker.delivery.authorization import source_of
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = IN_ONE_LOOP
 AUTHORITY = Authority("Voorbeeld")
 TLS = {"trustedCertificates": AUTHORITY.root.pem}
 
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with migrated(postgres_url) as made:
-        yield made
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def bode(url: str) -> AsyncIterator[Delivering]:
-    async with delivering(url) as running:
-        yield running
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def publisher(bode: Delivering) -> Publisher:
-    return await bode.own_types()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def sink() -> AsyncIterator[RawSink]:
-    async with RawSink(tls=AUTHORITY.server_context()) as running:
-        yield running
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def server() -> AsyncIterator[RawSink]:
-    async with RawSink(tls=AUTHORITY.server_context()) as running:
-        yield running
-
-
-def issued(token: str) -> bytes:
-    return answer("200 OK", body=json.dumps({"access_token": token, "token_type": "Bearer", "expires_in": 3600}))
-
-
-def client(server: RawSink, name: str) -> dict[str, Any]:
-    endpoint = server.url("/token")
-    credential = {"credentialType": "CLIENTCREDENTIALS", "tokenEndpoint": endpoint, "clientId": name}
-    return {"sinkCredential": credential | {"clientSecret": "geheim"}}
+bode = one_process()
+publisher = own_types()
+sink = raw_sink(AUTHORITY.server_context)
+server = raw_sink(AUTHORITY.server_context)
 
 
 async def test_a_token_that_arrives_after_its_credential_was_replaced_is_shown_to_nobody(
@@ -68,7 +33,7 @@ async def test_a_token_that_arrives_after_its_credential_was_replaced_is_shown_t
         return issued("van-de-eerste")
 
     async def acquire(number: str) -> "asyncio.Task[Any]":
-        body = client(server, number)
+        body = {"sinkCredential": client(server, clientId=number)}
         changed = await bode.world.call("PATCH", f"/subscriptions/{identity}", key=bode.provider_key, body=body)
         assert changed.status == 200, changed.text
         [config] = await bode.process.office.load_sinks([(await bode.row(identity))["key"]])
@@ -97,7 +62,7 @@ async def test_whatever_goes_wrong_while_a_token_is_acquired_the_attempt_ends(
 ) -> None:
     identity = await bode.active(publisher, sink.url("/"), sinkTls=TLS)
     server.answers["POST", "/token"] = lambda _: issued("een")
-    body = client(server, "een")
+    body = {"sinkCredential": client(server, clientId="een")}
     await bode.world.call("PATCH", f"/subscriptions/{identity}", key=bode.provider_key, body=body)
 
     def unforeseen(*_: object) -> None:

@@ -1,12 +1,12 @@
 """Requests for approval, history and credentials of subscriptions, over the API."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from uuid import UUID
 
 import pytest
-from managing import RING, Party, World, database, fresh_domain, world
+from fixtures import api, declared_database
+from managing import RING, Party, World, fresh_domain
 from sqlalchemy import select
 
 from subscriptions.change_log import changing
@@ -18,17 +18,8 @@ SINK = "https://afnemer.example/hook"
 PLAIN = {"credentialType": "PLAIN", "identifier": "bode", "secret": "geheim-123"}
 TOKEN = {"credentialType": "ACCESSTOKEN", "accessToken": "geheim-456", "accessTokenExpiresUtc": "2027-01-01T00:00:00Z"}
 
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with database(postgres_url) as made:
-        yield made
-
-
-@pytest.fixture
-async def bode(url: str) -> AsyncIterator[World]:
-    async with world(url) as made:
-        yield made
+url = declared_database()
+bode = api()
 
 
 async def requests(bode: World, registry: Party) -> list[Any]:

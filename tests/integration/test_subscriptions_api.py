@@ -1,26 +1,16 @@
-from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from uuid import uuid4
 
-import pytest
-from managing import World, database, fresh_domain, subscription, world
+from fixtures import api, declared_database
+from managing import World, fresh_domain, subscription
 from sqlalchemy import func, select
 
 from schemas.resources import Health
 from subscriptions import organisations
 from subscriptions.change_log import take_change_lock
 
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with database(postgres_url) as made:
-        yield made
-
-
-@pytest.fixture
-async def bode(url: str) -> AsyncIterator[World]:
-    async with world(url) as made:
-        yield made
+url = declared_database()
+bode = api()
 
 
 async def test_creation_answers_with_the_whole_resource_and_its_secret(bode: World) -> None:

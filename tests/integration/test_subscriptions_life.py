@@ -1,10 +1,10 @@
-from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
-from managing import RING, Party, World, database, fresh_domain, subscription, world
+from fixtures import api, declared_database
+from managing import RING, Party, World, fresh_domain, subscription
 
 from subscriptions import life_cycle
 from subscriptions.change_log import changing
@@ -13,17 +13,8 @@ from subscriptions.sinks import load_sinks
 
 SINK = "https://afnemer.example/hook"
 
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with database(postgres_url) as made:
-        yield made
-
-
-@pytest.fixture
-async def bode(url: str) -> AsyncIterator[World]:
-    async with world(url) as made:
-        yield made
+url = declared_database()
+bode = api()
 
 
 async def waiting_for_consent(bode: World) -> tuple[Party, Any]:

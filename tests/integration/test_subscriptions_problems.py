@@ -1,23 +1,14 @@
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from managing import World, database, fresh_domain, subscription, world
+from fixtures import api, declared_database
+from managing import World, fresh_domain, subscription, world
 
 from schemas.filters import FOLLOWS
 from schemas.problems import PROBLEM_JSON
 
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with database(postgres_url) as made:
-        yield made
-
-
-@pytest.fixture
-async def bode(url: str) -> AsyncIterator[World]:
-    async with world(url, max_body_bytes=16_384) as made:
-        yield made
+url = declared_database()
+bode = api(max_body_bytes=16_384)
 
 
 EARLY = {"credentialType": "ACCESSTOKEN", "accessToken": "x", "accessTokenExpiresUtc": "0001-01-01T00:00:00+14:00"}

@@ -1,5 +1,5 @@
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Any
@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from authorization_server import AUDIENCE, ISSUER, AuthorizationServer
 from cryptography.hazmat.primitives.asymmetric import rsa
-from managing import Answer, Party, World, database, subscription, world
+from fixtures import declared_database
+from managing import Answer, Party, World, subscription, world
 from pydantic import ValidationError
 
 from subscriptions.callers import Scope
@@ -34,10 +35,7 @@ class Scene:
         return self.server.token(how.pop("oin", self.provider.oin), scope, **how)
 
 
-@pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    with database(postgres_url) as made:
-        yield made
+url = declared_database()
 
 
 @pytest.fixture

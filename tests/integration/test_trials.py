@@ -2,35 +2,21 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from accepting import Publisher
-from delivering import Delivering, RawSink, answer, delivering
+from delivering import Delivering, RawSink, answer
+from fixtures import IN_ONE_LOOP, one_process, own_types, raw_sink
 from standardwebhooks import Webhook
 
 from subscriptions.trials import MOST_A_MINUTE
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = IN_ONE_LOOP
 
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def bode(url: str) -> AsyncIterator[Delivering]:
-    async with delivering(url, attempt_seconds=2) as running:
-        yield running
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def publisher(bode: Delivering) -> Publisher:
-    return await bode.own_types()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def sink() -> AsyncIterator[RawSink]:
-    async with RawSink() as running:
-        yield running
+bode = one_process(attempt_seconds=2)
+publisher = own_types()
+sink = raw_sink()
 
 
 async def ask(bode: Delivering, identity: Any) -> Any:

@@ -3,41 +3,28 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from ipaddress import ip_network
 
 import pytest
-import pytest_asyncio
 from accepting import Publisher
-from delivering import ORIGIN, PUBLIC_URL, SILENT, Asked, Delivering, RawSink, answer, delivering
+from delivering import ORIGIN, PUBLIC_URL, SILENT, Asked, Delivering, RawSink, answer
+from fixtures import IN_ONE_LOOP, one_process, own_types, raw_sink
 
 from broker.delivery.client import Client
 from broker.delivery.fence import Fence
 from broker.delivery.handshake import Consent, Handshaker
 from subscriptions.consent import HandshakeSettings
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = IN_ONE_LOOP
 
 REDIRECTS = ("301 Moved Permanently", "302 Found", "303 See Other", "307 Temporary Redirect", "308 Permanent Redirect")
 
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def bode(url: str) -> AsyncIterator[Delivering]:
-    async with delivering(url) as running:
-        yield running
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def publisher(bode: Delivering) -> Publisher:
-    return await bode.own_types()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def sink() -> AsyncIterator[RawSink]:
-    async with RawSink() as running:
-        yield running
+bode = one_process()
+publisher = own_types()
+sink = raw_sink()
 
 
 async def outcomes(
