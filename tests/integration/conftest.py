@@ -1,10 +1,15 @@
-"""What tests of delivery begin with, where each has a delivery process of its own. Others say it themselves."""
+"""What tests of delivery begin with, where each has a delivery process of its own. Others make it by `fixtures`."""
 
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from accepting import Publisher, migrated
 from delivering import Delivering, RawSink, delivering
+from played_sink import FENCE
+
+from broker.delivery.client import Client
+
+pytest.register_assert_rewrite("engine_model")
 
 
 @pytest.fixture(scope="module")
@@ -32,3 +37,11 @@ async def bode(url: str) -> AsyncIterator[Delivering]:
 async def publisher(bode: Delivering) -> Publisher:
     """A registry with types of its own."""
     return await bode.own_types()
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Client]:
+    """An HTTP client that reaches this machine only."""
+    made = Client(FENCE, total_seconds=5)
+    yield made
+    made.close()
