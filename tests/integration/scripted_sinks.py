@@ -86,6 +86,9 @@ class Arrival:
         """A batch that was refused says something of the batch, and nothing yet of this one."""
         return self.move is Move.REFUSE and self.company > 1
 
+    def __str__(self) -> str:
+        return f"#{self.sequence} ({self.move} by {self.process} at {self.begun:.3f}–{self.ended:.3f})"
+
 
 @dataclass
 class Script:

@@ -19,8 +19,9 @@ from uuid import UUID, uuid4
 
 import pytest
 from accepting import Publisher, migrated
-from delivery_evidence import ACCOUNTS, Evidence, Expected, account
+from delivery_evidence import Expected
 from delivery_processes import DeliverProcess
+from delivery_promises import ACCOUNTS, Promises, account
 from engine_stage import Stage
 from managing import RING
 from scripted_sinks import Move, Script
@@ -178,7 +179,7 @@ def test_nothing_is_lost_or_overtaken_while_processes_are_killed_and_stopped(sta
     for process in churn.alive:
         assert stage.host.running(process), f"{process.name} ended by itself: {process.log.read_text()[-3000:]}"
     assert account(stage.call(stage.bode.pool.fetch(ACCOUNTS, keys))) == []
-    evidence = Evidence(
+    evidence = Promises(
         churn.expected, {name: list(script.arrivals) for name, script in churn.scripts.items()}, churn.processes,
         DELIVERY["shards"], DELIVERY["concurrency"],
     )  # fmt: skip

@@ -6,8 +6,9 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from delivery_evidence import Evidence, Expected
+from delivery_evidence import Expected
 from delivery_processes import DeliverProcess
+from delivery_promises import Promises
 from scripted_sinks import Arrival, Move
 
 CONCURRENCY = 2
@@ -17,10 +18,10 @@ def arrival(process: str, at: float, sequence: int = 1) -> Arrival:
     return Arrival("s", sequence, process, "e", Move.ACCEPT, 0, at, at, ended=at + 0.1, ended_by_clock=at + 0.1)
 
 
-def evidence(*arrivals: Arrival) -> Evidence:
+def evidence(*arrivals: Arrival) -> Promises:
     """Of one subscription in one shard, which `p1` owns from 0 s and `p2` from 100 s."""
     processes = {name: DeliverProcess(name, 0, uuid4(), Path()) for name in ("p1", "p2")}
-    made = Evidence({"s": Expected(1, uuid4(), (1.0,))}, {"s": list(arrivals)}, processes, 1, CONCURRENCY)
+    made = Promises({"s": Expected(1, uuid4(), (1.0,))}, {"s": list(arrivals)}, processes, 1, CONCURRENCY)
     p1, p2 = processes["p1"].owner, processes["p2"].owner
     made.owners[0] = [  # type: ignore[assignment]  # rows of the database, or what is read like them
         {"number": 0, "former": None, "owner": p1, "epoch": 1, "at": 0.0},
