@@ -124,10 +124,11 @@ class Feeder:
 
     async def sweep_once(self) -> None:
         """Wake every subscription of ours that has something to send; forget runners that have nothing."""
-        after, oldest, found = 0, None, list[int]()
+        after, oldest, found, of = 0, None, list[int](), self._settings.shards
+        shards = [number for number in range(of) if self._ownership.holds(number)]
         while True:
             async with self._pool.acquire() as connection:
-                heads = await records.pending_heads(connection, after, _HEADS_AT_ONCE)
+                heads = await records.pending_heads(connection, after, _HEADS_AT_ONCE, shards, of)
             for key, event_key in heads:
                 if self._ownership.holds(self._runners.shard_of(key)) and not self._office.pulled(key):
                     if self._office.sends(key):

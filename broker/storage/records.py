@@ -44,18 +44,23 @@ CROSS JOIN LATERAL (
 
 _PENDING_HEADS = """
 WITH RECURSIVE heads AS (
-    (SELECT subscription, event_key FROM deliveries WHERE state = 'pending' AND subscription > $1
-     ORDER BY subscription, sequence LIMIT 1)
+    SELECT $1::bigint AS subscription, NULL::bigint AS event_key
     UNION ALL
     SELECT head.subscription, head.event_key FROM heads CROSS JOIN LATERAL (
+        SELECT key FROM subscriptions
+        WHERE key > heads.subscription AND protocol <> 'PULL' AND key % $4 = ANY($3::int[]) ORDER BY key LIMIT 1
+    ) AS candidate CROSS JOIN LATERAL (
         SELECT subscription, event_key FROM deliveries
-        WHERE state = 'pending' AND subscription > heads.subscription
+        WHERE state = 'pending' AND subscription >= candidate.key
         ORDER BY subscription, sequence LIMIT 1
     ) AS head
 )
-SELECT subscription, event_key FROM heads LIMIT $2
+SELECT subscription, event_key FROM heads WHERE event_key IS NOT NULL LIMIT $2
 """
-"""The subscriptions with something pending, each with its first: one index probe for each, whatever the backlog."""
+"""The subscriptions with something pending, each with its first: one index probe for each, whatever the backlog.
+
+A probe goes through all partitions, so none is made for what is pulled or in other shards, where pending things may
+stand for weeks: each looks from the next subscription on that counts. What it finds may still be one that doesn't."""
 
 _DESCRIBED = """
 SELECT key, source, type FROM events WHERE key = ANY($1::bigint[])
@@ -199,9 +204,15 @@ async def pending_of_lanes(
     return [tuple(row) for row in rows]
 
 
-async def pending_heads(connection: asyncpg.Connection, after: int, limit: int) -> list[tuple[int, int]]:
-    """Subscriptions above `after` that have something pending, with the event key of their first."""
-    return [tuple(row) for row in await connection.fetch(_PENDING_HEADS, after, limit)]
+async def pending_heads(
+    connection: asyncpg.Connection, after: int, limit: int, shards: Sequence[int], of: int
+) -> list[tuple[int, int]]:
+    """Subscriptions above `after` that have something pending, with the event key of their first.
+
+    All in these of `of` shards that aren't pulled, and maybe some others.
+    """
+    rows = await connection.fetch(_PENDING_HEADS, after, limit, list(shards), of)
+    return [tuple(row) for row in rows]
 
 
 async def described(connection: asyncpg.Connection, keys: Sequence[int]) -> dict[int, tuple[str, str]]:

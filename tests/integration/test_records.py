@@ -273,10 +273,36 @@ async def test_heads_name_every_subscription_with_something_pending(
     done = subscriptions[2].key
     await records.record(delivering, [outcome(row, "delivered") for row in firsts[done]], [], SHARDS)
     found, after = list[tuple[int, int]](), subscriptions[0].key - 1
-    while page := await records.pending_heads(delivering, after, 2):
+    while page := await records.pending_heads(delivering, after, 2, range(SHARDS), SHARDS):
         found += page
         after = page[-1][0]
     assert found == [(key, rows[0]["event_key"]) for key, rows in firsts.items() if key != done]
+
+
+async def test_looking_for_heads_passes_over_what_is_pulled_or_anothers(
+    bode: Broker, delivering: asyncpg.Connection
+) -> None:
+    """Each probe costs a look into every partition, and what is pulled may be pending for weeks."""
+    of, publisher = 1000, await bode.publisher()
+    keys = [(await bode.subscribed(publisher)).key for _ in range(12)]
+    for number in range(3):
+        await (await bode.acceptor()).accept([publisher.message(subject=str(number))])
+    pulled, ours, sent = keys[1:6], [keys[0] % of, keys[-1] % of], [keys[0], keys[-1]]
+    pull = "UPDATE subscriptions SET protocol = 'PULL', sink = NULL, secret = NULL WHERE key = ANY($1::bigint[])"
+    await bode.pool.execute(pull, pulled)
+    one = (
+        "SELECT 1 FROM deliveries WHERE state = 'pending' AND subscription >= $1"
+        " ORDER BY subscription, sequence LIMIT 1"
+    )
+    scans = "SELECT sum(idx_scan)::bigint FROM pg_stat_xact_user_tables WHERE relname LIKE 'deliveries%'"
+    async with delivering.transaction():
+        before = await delivering.fetchval(scans) or 0
+        await delivering.fetch(one, keys[0])
+        probe = await delivering.fetchval(scans) - before
+        assert probe > 0
+        found = await records.pending_heads(delivering, keys[0] - 1, 100, [*ours, *(key % of for key in pulled)], of)
+        assert [key for key, _ in found if key not in pulled] == sent
+        assert await delivering.fetchval(scans) - before - probe <= len(sent) * probe
 
 
 async def test_recording_reads_what_it_records_whatever_the_statistics_say(bode: Broker) -> None:
