@@ -20,7 +20,7 @@ from broker.api.context import broker_context_of
 from broker.delivery.sender import delivery_id
 from broker.ingest.view import View
 from broker.storage import dead_letters
-from broker.storage.dead_letters import DISCARDED, PORTION, Portion, Selection
+from broker.storage.dead_letters import DISCARDED, Portion, Selection
 from broker.storage.sealing import excerpt_purpose
 from broker.storage.tables import DEAD, accepted_at
 from schemas.problems import Conflict, InvalidInput, NotFound, Unavailable
@@ -224,7 +224,7 @@ async def _decide(
     after = done = 0
     while done < MOST_AT_ONCE:
         portion = await _decide_portion(context, key, selection, after, decide, view)
-        if len(portion.rows) < PORTION:
+        if portion.complete:
             return False
         done += len(portion.rows)
         after = portion.last

@@ -24,6 +24,9 @@ from subscriptions.change_log import TAKE_SHARED_SQL
 from subscriptions.tables import Status, subscriptions
 
 PORTION: Final = 1_000
+MOST_WALKED: Final = 10_000
+"""Dead letters that one portion looks through for those of a reason or time: meanwhile it keeps changes out."""
+_NO_END: Final = 2**63 - 1
 DISCARDED: Final = "discarded"
 AGAIN_CHANNEL: Final = "bode_again"
 """NOTIFY channel: a subscription, by key, has something to send below the numbers that were read before."""
@@ -37,21 +40,34 @@ _ATTEMPTS: Final = text(
     """
 )
 
-_CHOOSE: Final = text(
-    """
+_CHOOSE: Final = """
     SELECT delivery.sequence, delivery.event_key, event.type, statement_timestamp() AS chosen_at
     FROM deliveries AS delivery
     LEFT JOIN events AS event ON event.key = delivery.event_key
-    WHERE delivery.subscription = :key AND delivery.sequence > :after AND delivery.state = 'dead'
-      AND (CAST(:sequences AS bigint[]) IS NULL OR delivery.sequence = ANY(CAST(:sequences AS bigint[])))
-      AND (CAST(:reason AS text) IS NULL OR delivery.reason = :reason)
-      AND (CAST(:ended_from AS timestamptz) IS NULL OR delivery.ended_at >= :ended_from)
-      AND (CAST(:ended_until AS timestamptz) IS NULL OR delivery.ended_at < :ended_until)
+    WHERE delivery.subscription = :key AND delivery.sequence > :after AND delivery.sequence <= :through
+      AND delivery.state = 'dead' {conditions}
     ORDER BY delivery.sequence LIMIT :limit
     FOR UPDATE OF delivery
+"""
+"""The next dead letters of a subscription, held until the transaction ends."""
+
+_CONDITIONS: Final = {
+    "sequences": "delivery.sequence = ANY(CAST(:sequences AS bigint[]))",
+    "reason": "delivery.reason = :reason",
+    "ended_from": "delivery.ended_at >= :ended_from",
+    "ended_until": "delivery.ended_at < :ended_until",
+}
+"""Of a selection, each where it is asked."""
+
+_WALK: Final = text(
+    """
+    SELECT count(*) AS walked, max(sequence) AS last FROM (
+        SELECT sequence FROM deliveries
+        WHERE subscription = :key AND sequence > :after AND state = 'dead' ORDER BY sequence LIMIT :most
+    ) AS next
     """
 )
-"""The next dead letters of a subscription, held until the transaction ends."""
+"""How far one portion looks for what is selected."""
 
 _RETRY: Final = text(
     """
@@ -118,11 +134,10 @@ class Portion:
     """What one transaction decides about: rows with `sequence`, `event_key` and the event's `type`."""
 
     rows: Sequence[Row[Any]]
-
-    @property
-    def last(self) -> int:
-        """The highest number in it; the next portion comes after this."""
-        return int(self.rows[-1].sequence)
+    last: int
+    """The number up to which was looked; the next portion comes after this."""
+    complete: bool
+    """There is nothing beyond it."""
 
     @property
     def chosen_at(self) -> datetime:
@@ -196,21 +211,29 @@ async def has_ended(connection: AsyncConnection, key: int) -> bool:
     return bool((await connection.execute(statement)).scalar_one() == Status.ENDED)
 
 
-async def choose(
-    connection: AsyncConnection, key: int, selection: Selection, *, after: int = 0, limit: int = PORTION
-) -> Portion:
-    """Hold the next dead letters of a subscription, beyond a number."""
+async def choose(connection: AsyncConnection, key: int, selection: Selection, *, after: int = 0) -> Portion:
+    """Hold the next dead letters of a subscription, beyond a number; one portion looks at so many and no more."""
     await follow_indexes(connection)
-    asked: Mapping[str, Any] = {
-        "key": key,
-        "after": after,
-        "limit": min(limit, PORTION),
+    asked: dict[str, Any] = {
         "sequences": None if selection.sequences is None else list(selection.sequences),
         "reason": selection.reason,
         "ended_from": selection.ended_from,
         "ended_until": selection.ended_until,
     }
-    return Portion((await connection.execute(_CHOOSE, asked)).all())
+    asked = {name: value for name, value in asked.items() if value is not None}
+    place = {"key": key, "after": after}
+    through, all_walked = _NO_END, True
+    if selection.sequences:
+        place["after"], through = max(after, min(selection.sequences) - 1), max(selection.sequences)
+    elif asked:
+        walk = (await connection.execute(_WALK, place | {"most": MOST_WALKED})).one()
+        through, all_walked = walk.last or after, walk.walked < MOST_WALKED
+    conditions = "".join(f" AND {_CONDITIONS[name]}" for name in asked)
+    statement = text(_CHOOSE.format(conditions=conditions))
+    rows = (await connection.execute(statement, place | asked | {"through": through, "limit": PORTION})).all()
+    if len(rows) == PORTION:
+        return Portion(rows, rows[-1].sequence, False)
+    return Portion(rows, through, all_walked)
 
 
 async def retry(

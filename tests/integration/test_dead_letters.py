@@ -11,9 +11,11 @@ from accepting import Publisher
 from delivering import Delivering, RawSink, answer
 from fixtures import process_with_api
 from managing import Answer
+from sqlalchemy import text
 
 from broker.api import dead_letters, reconciliation
 from broker.storage import accounting
+from broker.storage import dead_letters as storage
 from broker.storage.accounting import alone
 from subscriptions.change_log import changing
 from subscriptions.grants import revoke_grant
@@ -181,13 +183,41 @@ async def test_portions_go_on_until_an_answer_has_done_its_share(
     bode: Delivering, sink: RawSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("broker.storage.dead_letters.PORTION", 2)
-    monkeypatch.setattr("broker.api.dead_letters.PORTION", 2)
     monkeypatch.setattr("broker.api.dead_letters.MOST_AT_ONCE", 4)
     _, identity = await letters(bode, sink, 5)
     place = f"/subscriptions/{identity}/dead-letters/retries"
     done = [(await call(bode, "POST", place, {})).json for _ in range(2)]
     assert [(each["retried"], each["more"]) for each in done] == [(4, True), (1, False)]
     await until(bode, identity, "delivered", 5)
+
+
+async def test_a_portion_looks_at_so_many_dead_letters_and_no_more(
+    bode: Delivering, sink: RawSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it looks nobody can change anything, and behind who wants to, acceptance waits."""
+    _, identity = await letters(bode, sink, 5)
+    key = (await bode.row(identity))["key"]
+    await bode.pool.execute("UPDATE deliveries SET reason = 'timeout' WHERE subscription = $1 AND sequence = 5", key)
+    monkeypatch.setattr("broker.storage.dead_letters.MOST_WALKED", 2)
+    async with bode.world.engine.begin() as connection:
+        portion = await storage.choose(connection, key, storage.Selection(reason="timeout"))
+        assert (portion.rows, portion.last, portion.complete) == ([], 2, False)
+        portion = await storage.choose(connection, key, storage.Selection(reason="timeout"), after=4)
+        assert ([row.sequence for row in portion.rows], portion.complete) == ([5], True)
+    place = f"/subscriptions/{identity}/dead-letters/retries"
+    done = await call(bode, "POST", place, {"reason": "timeout"})
+    assert (done.json["retried"], done.json["more"]) == (1, False)
+
+
+async def test_a_number_is_looked_up_among_dead_letters(bode: Delivering, sink: RawSink) -> None:
+    _, identity = await letters(bode, sink, 6)
+    key = (await bode.row(identity))["key"]
+    fetched = "SELECT sum(idx_tup_fetch)::bigint FROM pg_stat_xact_user_tables WHERE relname LIKE 'deliveries%'"
+    async with bode.world.engine.begin() as connection:
+        before = (await connection.execute(text(fetched))).scalar_one() or 0
+        portion = await storage.choose(connection, key, storage.Selection(sequences=[5]))
+        assert [row.sequence for row in portion.rows] == [5]
+        assert (await connection.execute(text(fetched))).scalar_one() - before <= 2
 
 
 async def test_discarded_dead_letter_is_cancelled_with_its_reason_and_stays_so(bode: Delivering, sink: RawSink) -> None:
@@ -265,14 +295,14 @@ async def test_nothing_of_a_subscription_that_ends_meanwhile_is_pending_for_ever
     bode: Delivering, sink: RawSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, identity = await letters(bode, sink, 2)
-    keep_changes_out = dead_letters.dead_letters.keep_changes_out
+    keep_changes_out = storage.keep_changes_out
 
     async def after_it_ended(connection: Any) -> None:
         ended = await call(bode, "DELETE", f"/subscriptions/{identity}")
         assert ended.status in (204, 404), ended.text  # 404: this is not the first try
         await keep_changes_out(connection)
 
-    monkeypatch.setattr(dead_letters.dead_letters, "keep_changes_out", after_it_ended)
+    monkeypatch.setattr(storage, "keep_changes_out", after_it_ended)
     done = await call(bode, "POST", f"/subscriptions/{identity}/dead-letters/retries", {})
     assert (done.status, "has ended" in done.json["detail"]) == (409, True)
     assert await counts(bode, identity) == (0, 0, 2, 0)
