@@ -81,16 +81,18 @@ def is_own(name: str) -> bool:
 def merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """The data of two notices about the same thing as that of one.
 
-    Counts are added, `first…` and `last…` become the outermost; of anything else the later one counts.
+    Counts are added, `first…` and `last…` become the outermost (moments are all written alike, so their text has their
+    order); of anything else the later one counts.
     """
     result = one | other
     for name in one.keys() & other.keys():
         former, latter = one[name], other[name]
         if isinstance(former, dict) and isinstance(latter, dict):
             result[name] = merged(former, latter)
+        elif name.startswith("first"):
+            result[name] = min(former, latter)
+        elif name.startswith("last"):
+            result[name] = max(former, latter)
         elif isinstance(former, int) and isinstance(latter, int):
-            if name.startswith("first"):
-                result[name] = min(former, latter)
-            else:
-                result[name] = max(former, latter) if name.startswith("last") else former + latter
+            result[name] = former + latter
     return result

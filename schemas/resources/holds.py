@@ -5,7 +5,8 @@ from enum import StrEnum
 from typing import Annotated, Any, Final
 from uuid import UUID
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from schemas.resources.base import Answer, Page, Printable, Resource
 
@@ -15,6 +16,16 @@ _EXAMPLE: Final[dict[str, Any]] = {
     "value": _SOURCE,
     "reason": "Since 9:40 the conversion publishes wrong addresses.",
 }
+
+
+_MOST_BYTES: Final = 2048
+
+
+def _short(value: str) -> str:
+    """No more bytes than an index can hold; a `source` has one for each character (RFC 3986)."""
+    if len(value.encode()) > _MOST_BYTES:
+        raise PydanticCustomError("value", "must have 2048 bytes at most")
+    return value
 
 
 class HoldScope(StrEnum):
@@ -47,7 +58,7 @@ class HoldBody(Resource):
         description="What is held: events of a `source` or of an `event-type`, or what goes to an `organisation` or to "
         "a `subscription`."
     )
-    value: Annotated[Printable, Field(min_length=1, max_length=2048)] = Field(
+    value: Annotated[Printable, Field(min_length=1, max_length=_MOST_BYTES), AfterValidator(_short)] = Field(
         description="Which: a `source`, a `type`, the OIN of a provider, or the id of a subscription.",
         examples=[_SOURCE],
     )

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from random import Random
 from typing import Any
 from uuid import UUID
 
@@ -339,3 +340,5 @@ async def test_a_registry_holds_its_own_and_sees_and_ends_no_others(
     assert (shown["placedBy"], shown["endedBy"]) == (mine.json["placedBy"], None), "the operator ended it"
     for body in ({"scope": "alles", "value": "x", "reason": "x"}, {"scope": "source", "value": "", "reason": "x"}, {}):
         assert (await hand.call("POST", "/holds", body)).status == 400
+    many_bytes = "".join(chr(letter) for letter in Random(1).choices(range(0x4E00, 0x9FA5), k=2048))
+    assert (await hand.place("source", many_bytes)).status == 400, "no index could hold it"

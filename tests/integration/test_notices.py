@@ -242,10 +242,12 @@ async def test_subscription_to_notices_alone_needs_no_grant_and_one_to_more_does
 
 
 def test_what_is_said_of_the_same_is_added_up() -> None:
+    soon, later = "2026-12-01T00:00:00Z", "2027-01-01T00:00:00Z"
     one = {"count": 2, "firstSequence": 5, "lastSequence": 9, "reasons": {"a": 2}, "reason": "x"}
     other = {"count": 1, "firstSequence": 3, "lastSequence": 7, "reasons": {"a": 1, "b": 1}, "reason": "y"}
-    assert merged(one, other) == {
+    assert merged(one | {"firstExpiresAt": soon}, other | {"firstExpiresAt": later}) == {
         "count": 3, "firstSequence": 3, "lastSequence": 9, "reasons": {"a": 3, "b": 1}, "reason": "y",
+        "firstExpiresAt": soon,
     }  # fmt: skip
 
 
