@@ -22,6 +22,12 @@ class Wanted(BodyWanted):
     def opened(self, body: Body | None) -> None:
         self.told.append(body)
 
+    def unreadable(self) -> None:
+        raise AssertionError("the key is in the ring")
+
+    def not_read(self, error: Exception) -> None:
+        raise error
+
 
 class Database:
     """Has the events with even keys, and tells what was asked."""
