@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 import pytest
 from accepting import Broker, Publisher
 from broker_api import serve
-from delivering import Delivering, RawSink, answer
+from delivering import Asked, Delivering, RawSink, answer
 from engine_stage import Stage
 from fixtures import process_with_api
 from managing import Answer
@@ -194,12 +194,21 @@ async def test_sink_that_expects_batches_gets_each_as_a_batch_of_one(bode: Deliv
 
 async def test_fresh_events_go_before_a_replay_and_the_rate_is_kept(bode: Delivering, sink: RawSink) -> None:
     registry, identity, target = await delivered(bode, sink, 40)
+    fresh = asyncio.Event()
+
+    async def once_it_is_there(asked: Asked) -> bytes:
+        if asked.one("webhook-id").endswith("_41"):
+            fresh.set()
+        await fresh.wait()
+        return OK
+
+    sink.answers["POST", target] = once_it_is_there  # so that what is replayed can't be done before it comes
     started = asyncio.get_running_loop().time()
     made = await replay(bode, identity, firstSequence=1, perSecond=20)
     await sink.wait_for("POST", target, 42)
     await bode.publish(registry, "nieuw")
     await sink.wait_for("POST", target, 44)
-    assert 41 in sent(sink, target)[:44], "it didn't wait for the replay"
+    assert 41 in sent(sink, target)[:44], "it didn't wait for the replay, of which each subject has one under way"
     await done(bode, made)
     took = asyncio.get_running_loop().time() - started
     assert took > 1.5, "40 at 20 a second, but for a burst"
