@@ -15,6 +15,8 @@ from standardwebhooks.webhooks import Webhook
 
 from broker.delivery.batches import batch_id
 from broker.delivery.lanes import LANE_WINDOW, RunQueue
+from broker.tools.listen_ledger import Ledger
+from broker.tools.listen_receiver import Inbox, Notification, Receiver, Refusal
 from subscriptions import grants, signing_keys
 from subscriptions.change_log import changing
 
@@ -246,6 +248,32 @@ async def test_test_notification_is_a_batch_of_one(bode: Delivering, publisher: 
     bode.process._trials.ask()
     (asked,) = await sink.wait_for("POST", "/", 1)
     assert [item["type"] for item in json.loads(asked.body)] == ["nl.bode.test-notification"]
+
+
+async def test_what_is_sent_in_batches_our_own_receiver_takes(bode: Delivering, publisher: Publisher) -> None:
+    taken: list[Notification] = []
+    refused: list[Refusal] = []
+    inbox = Inbox(taken.append, refused.append)
+    async with Receiver() as receiver:
+        await receiver.listen(0)
+        receiver.add("/", inbox)
+        made = await bode.world.call(
+            "POST", "/subscriptions", key=bode.provider_key,
+            body={"sink": f"{receiver.url}/", "protocol": "HTTP", "types": [f"{publisher.domain}.iets"], **batch(5)},
+        )  # fmt: skip
+        inbox.open(made.json["secret"], Ledger())
+        identity = UUID(made.json["id"])
+        await bode.wait_for(identity, status="active")
+        await bode.publish(publisher, "a", "b", "a", None, "a")
+        await all_ended(bode, identity, 5)
+        await bode.world.call("POST", f"/subscriptions/{identity}/test-notifications", key=bode.provider_key)
+        bode.process._trials.ask()
+        tests = f"SELECT status FROM test_notifications WHERE subscription_id = '{identity}' AND status IS NOT NULL"
+        async with asyncio.timeout(20):
+            while (answered := await bode.pool.fetchval(tests)) is None:
+                await asyncio.sleep(0.02)
+    assert [each.number for each in taken] == [1, 2, 3, 4, 5]
+    assert (refused, inbox.ledger.complete_through, answered) == ([], 5, 204)
 
 
 async def test_settings_of_a_batch_are_bounded_merged_and_taken_away(bode: Delivering, publisher: Publisher) -> None:
