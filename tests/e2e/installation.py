@@ -3,17 +3,23 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import aio_pika
 import aiohttp
+import pytest
+
+from broker.tools.local.rabbitmq import NotInstalled, find_installed
 
 START_SECONDS = 90
 
@@ -141,3 +147,26 @@ class Installation:
             "headers": {"cloudEvents:subject": attributes["subject"]} if attributes.get("subject") else {},
         }
         return aio_pika.Message(event, **(properties | changes))
+
+
+@contextmanager
+def own_folder() -> Iterator[Path]:
+    """A folder for an installation with a private RabbitMQ; without one the test is skipped."""
+    found = find_installed()
+    if isinstance(found, NotInstalled):
+        pytest.skip(f"no private RabbitMQ: {found.reason}")
+    folder = Path(tempfile.mkdtemp(prefix="bode-e2e-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def installed() -> Iterator[Installation]:
+    """An installation that runs, and ends in good order."""
+    with own_folder() as folder:
+        made = Installation(folder / "data")
+        made.start()
+        yield made
+        assert made.stop() == 0

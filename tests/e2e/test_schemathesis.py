@@ -5,16 +5,13 @@ forbids, no operation open that should be closed; and it follows what was made f
 """
 
 import json
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from broker.tools.local.rabbitmq import NotInstalled, find_installed
-from tests.e2e.installation import Installation
+from tests.e2e.installation import Installation, installed
 from tests.installed_tools import run
 
 PROGRAM = str(Path(sys.executable).parent / "schemathesis")
@@ -26,17 +23,8 @@ SLACK_SECONDS = 80
 @pytest.fixture(scope="module")
 def own_installation() -> Iterator[Installation]:
     """An installation that the operator's key may change at will."""
-    found = find_installed()
-    if isinstance(found, NotInstalled):
-        pytest.skip(f"no private RabbitMQ: {found.reason}")
-    folder = Path(tempfile.mkdtemp(prefix="bode-schemathesis-"))
-    installed = Installation(folder / "data")
-    try:
-        installed.start()
-        yield installed
-        assert installed.stop() == 0
-    finally:
-        shutil.rmtree(folder)
+    with installed() as made:
+        yield made
 
 
 async def check(installation: Installation, seconds: int, *options: str) -> dict[str, int]:

@@ -1,7 +1,6 @@
 """`bode up` leaves nothing behind, however it ends: no process, no port, no temporary folder."""
 
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,8 +17,7 @@ import psutil
 import pytest
 
 from broker.tools.local.locks import mark
-from broker.tools.local.rabbitmq import NotInstalled, find_installed
-from tests.e2e.installation import Installation
+from tests.e2e.installation import Installation, own_folder
 
 STOP_SECONDS = 20
 
@@ -27,13 +25,9 @@ STOP_SECONDS = 20
 @pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
     """Data and temporary folder of the installations here."""
-    found = find_installed()
-    if isinstance(found, NotInstalled):
-        pytest.skip(f"no private RabbitMQ: {found.reason}")
-    folder = Path(tempfile.mkdtemp(prefix="bode-e2e-"))
-    (folder / "tmp").mkdir(mode=0o1777)
-    yield folder
-    shutil.rmtree(folder)
+    with own_folder() as folder:
+        (folder / "tmp").mkdir(mode=0o1777)
+        yield folder
 
 
 @pytest.fixture

@@ -1,8 +1,11 @@
 """What tests of several delivery processes share: a database, a host of processes, sinks, a loop beside the test."""
 
 import asyncio
+import shutil
+import tempfile
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -78,3 +81,14 @@ class Stage:
         async with asyncio.timeout(30), self.bode.pool.acquire() as connection:
             while await leases.holders_behind(connection, SHARD_LEASE, version, span):
                 await asyncio.sleep(0.005)
+
+
+@contextmanager
+def staged(url: str, delivery: dict[str, Any]) -> Iterator[Stage]:
+    """A stage in a folder of its own; `delivery` are the settings of its processes."""
+    folder = Path(tempfile.mkdtemp(prefix="bode-stage-"))
+    try:
+        with Stage(url, folder, delivery) as made:
+            yield made
+    finally:
+        shutil.rmtree(folder)

@@ -6,23 +6,20 @@ Long: `pytest -m long tests/integration/test_churn.py -s` prints the figures; BO
 import asyncio
 import os
 import random
-import shutil
 import signal
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 from uuid import UUID, uuid4
 
 import pytest
-from accepting import Publisher, migrated
+from accepting import Publisher
 from delivery_evidence import Expected
 from delivery_processes import DeliverProcess
 from delivery_promises import ACCOUNTS, Promises, account
-from engine_stage import Stage
+from engine_stage import Stage, staged
 from managing import RING
 from scripted_sinks import Move, Script
 
@@ -49,13 +46,9 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(SECONDS + 1200)]
 
 
 @pytest.fixture
-def stage(postgres_url: str) -> Iterator[Stage]:
-    folder = Path(tempfile.mkdtemp(prefix="bode-churn-"))
-    try:
-        with migrated(postgres_url) as url, Stage(url, folder, DELIVERY) as made:
-            yield made
-    finally:
-        shutil.rmtree(folder)
+def stage(url: str) -> Iterator[Stage]:
+    with staged(url, DELIVERY) as made:
+        yield made
 
 
 @dataclass

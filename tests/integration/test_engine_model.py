@@ -8,17 +8,13 @@ a retry ("overtook number 1 of its lane"), and successes that were not recorded 
 """
 
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 import pytest
-from accepting import migrated
 from engine_model import DELIVERY, FIGURES, Model
-from engine_stage import Stage
+from engine_stage import Stage, staged
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.errors import FlakyStrategyDefinition
 from hypothesis.stateful import run_state_machine_as_test
@@ -36,13 +32,9 @@ _COMMON: Final = settings(
 
 
 @pytest.fixture(scope="module")
-def stage(postgres_url: str) -> Iterator[Stage]:
-    folder = Path(tempfile.mkdtemp(prefix="bode-model-"))
-    try:
-        with migrated(postgres_url) as url, Stage(url, folder, DELIVERY) as made:
-            yield made
-    finally:
-        shutil.rmtree(folder)
+def stage(url: str) -> Iterator[Stage]:
+    with staged(url, DELIVERY) as made:
+        yield made
 
 
 def run(stage: Stage, chosen: settings, seconds: float) -> None:

@@ -2,14 +2,11 @@
 
 import asyncio
 import json
-import shutil
 import signal
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,7 +14,7 @@ import pytest
 from accepting import Broker, Publisher
 from broker_api import serve
 from delivering import Asked, Delivering, RawSink, answer
-from engine_stage import Stage
+from engine_stage import Stage, staged
 from fixtures import process_with_api
 from managing import Answer
 from scripted_sinks import Move, Script
@@ -356,13 +353,8 @@ async def test_what_can_not_be_replayed_is_refused_with_the_reason(bode: Deliver
 
 @pytest.fixture
 def stage(url: str) -> Iterator[Stage]:
-    folder = Path(tempfile.mkdtemp(prefix="bode-replays-"))
-    delivery = {"shards": 4, "concurrency": 4, "lease_seconds": 2, "grace_seconds": 5}
-    try:
-        with Stage(url, folder, delivery) as made:
-            yield made
-    finally:
-        shutil.rmtree(folder)
+    with staged(url, {"shards": 4, "concurrency": 4, "lease_seconds": 2, "grace_seconds": 5}) as made:
+        yield made
 
 
 def test_killed_process_is_followed_by_another_that_goes_on_and_nothing_is_left_out(stage: Stage) -> None:
