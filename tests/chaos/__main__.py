@@ -18,7 +18,7 @@ from tests.chaos.run import Order, Report, Run
 from tests.chaos.schedule import Cast, plan
 from tests.chaos.subscribers import WANTED
 
-PATHS = [wanted.path for wanted in WANTED]
+PATHS = [wanted.path for wanted in WANTED if wanted.protocol == "HTTP"]
 FEW = ("api1", "ingest1", "ingest2", "deliver1", "deliver2")
 
 

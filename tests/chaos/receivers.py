@@ -115,43 +115,47 @@ class Receivers:
                 if self.moods.get(path) is Mood.REFUSES:
                     return
                 body = await reader.readexactly(int(headers["content-length"]))
-                arrival = self._note(path, headers, body)
-                if not await self._answer(arrival, writer):
+                if not await self._answer(path, self._note(path, headers, body), writer):
                     return
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
             writer.transport.abort()
 
-    def _note(self, path: str, headers: dict[str, str], body: bytes) -> Arrival:
-        event = json.loads(body)
-        arrival = Arrival(
-            path,
-            int(event["subscriptionsequence"]),
-            event["id"],
-            headers["webhook-request-origin"],
-            time.monotonic(),
-            self._is_genuine(path, headers, body),
-            event,
-        )
-        self.ledger.append(arrival)
-        return arrival
+    def _note(self, path: str, headers: dict[str, str], body: bytes) -> list[Arrival]:
+        """What one request brought: several notifications where it is a batch."""
+        content = json.loads(body)
+        genuine, now = self.is_genuine(path, headers, body), time.monotonic()
+        arrivals = [
+            Arrival(
+                path,
+                int(event["subscriptionsequence"]),
+                event["id"],
+                headers["webhook-request-origin"],
+                now,
+                genuine,
+                event,
+            )
+            for event in (content if isinstance(content, list) else [content])
+        ]
+        self.ledger += arrivals
+        return arrivals
 
-    def _is_genuine(self, path: str, headers: dict[str, str], body: bytes) -> bool:
+    def is_genuine(self, path: str, headers: dict[str, str], body: bytes) -> bool:
         key = base64.b64decode(self.secrets[path].removeprefix("whsec_"))
         signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
         expected = base64.b64encode(hmac.digest(key, signed, sha256)).decode()
         given = [each.partition(",")[2] for each in headers["webhook-signature"].split() if each.startswith("v1,")]
         return any(hmac.compare_digest(expected, signature) for signature in given)
 
-    async def _answer(self, arrival: Arrival, writer: asyncio.StreamWriter) -> bool:
+    async def _answer(self, path: str, arrivals: list[Arrival], writer: asyncio.StreamWriter) -> bool:
         """Answer; whether the connection goes on."""
-        mood = self.moods.get(arrival.path, Mood.WELL)
+        mood = self.moods.get(path, Mood.WELL)
         extra = ""
         match mood:
             case Mood.HANGS:
                 until = time.monotonic() + _HANG_SECONDS
-                while self.moods.get(arrival.path) is Mood.HANGS and time.monotonic() < until:
+                while self.moods.get(path) is Mood.HANGS and time.monotonic() < until:
                     await asyncio.sleep(0.1)
                 return False
             case Mood.BREAKS_OFF:
@@ -166,8 +170,10 @@ class Receivers:
             case _:
                 if mood is Mood.SLOW:
                     await asyncio.sleep(0.4)
-                status = self._usual_status(arrival)
-        arrival.status, arrival.answered_at = status, time.monotonic()
+                status = self._usual_status(arrivals[0])  # whoever wants batches refuses nothing
+        now = time.monotonic()
+        for arrival in arrivals:
+            arrival.status, arrival.answered_at = status, now
         writer.write(f"HTTP/1.1 {status} X\r\n{extra}Content-Length: 0\r\n\r\n".encode())
         await writer.drain()
         return True

@@ -31,6 +31,7 @@ from tests.chaos.judgement import Evidence, judge, read
 from tests.chaos.namespace import Mounts
 from tests.chaos.postgres import Cluster
 from tests.chaos.processes import Process
+from tests.chaos.providers import Caller, People, Puller, drain
 from tests.chaos.proxy import Link
 from tests.chaos.publishers import AmqpDoor, HttpDoor, Registry
 from tests.chaos.rabbitmq import ChaosRabbitMQ
@@ -38,6 +39,8 @@ from tests.chaos.receivers import Receivers
 from tests.chaos.schedule import DELIVERS, PROCESSES, Fault
 from tests.chaos.subscribers import WANTED, body_of
 
+_REPLAYED = "all"
+"""The subscription of which everything is asked for again."""
 _LAG_SECONDS = 0.7
 
 
@@ -84,6 +87,10 @@ class Report:
     faults: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     reconnects: int = 0
+    held: int = 0
+    """Holds that were seen to hold."""
+    replayed: int = 0
+    """Numbers that were asked for again."""
     died_by_themselves: dict[str, list[int]] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
 
@@ -146,6 +153,7 @@ class Run:
         await self._start_processes(stack)
         await self._subscribe(identities)
         self.registries = self._make_registries(identities)
+        self._meet(identities)
         if self.order.standby:
             await self.cluster.standby_ready()
 
@@ -155,6 +163,9 @@ class Run:
             self.links[name, "postgres"] = await stack.enter_async_context(Link(lambda: self.cluster.port))
         for name in (*(name for name in self.order.processes if name not in DELIVERS), "bag", "brp"):
             self.links[name, "rabbitmq"] = await stack.enter_async_context(Link(lambda: self.rabbitmq.port))
+        for name in self.order.processes:
+            if name in DELIVERS:  # a link of another name: what cuts those to the queues of events leaves these
+                self.links[name, "queues"] = await stack.enter_async_context(Link(lambda: self.rabbitmq.port))
 
     async def _migrate(self) -> Identities:
         engine = create_engine(DatabaseSettings(url=SecretStr(self.cluster.primary.url)))
@@ -184,9 +195,8 @@ class Run:
         self.processes: dict[str, Process] = {}
         for name in self.order.processes:
             own = {"BODE_DATABASE_URL": self.cluster.url(self.links[name, "postgres"].port)}
-            if (name, "rabbitmq") in self.links:
-                amqp = self.rabbitmq.url().replace(f":{self.rabbitmq.port}/", f":{self.links[name, 'rabbitmq'].port}/")
-                own["BODE_AMQP_URL"] = amqp
+            link = self.links[name, "queues" if name in DELIVERS else "rabbitmq"]
+            own["BODE_AMQP_URL"] = self.rabbitmq.url().replace(f":{self.rabbitmq.port}/", f":{link.port}/")
             if name in self.clocks:
                 own |= self.clocks[name].environment
             process = Process(name, common | own, self._folder, mutation=self.order.mutation, born=self._born)
@@ -207,7 +217,8 @@ class Run:
     async def _subscribe(self, identities: Identities) -> None:
         api = f"http://127.0.0.1:{(await self.processes['api1'].ready())['port']}/v1"
         self.paths: dict[int, str] = {}
-        made: dict[str, str] = {}
+        self.queues: dict[str, str] = {}
+        self.made = made = dict[str, str]()
         async with aiohttp.ClientSession() as session:
             for wanted in WANTED:
                 headers = {"Authorization": f"Bearer {identities.providers[wanted.provider].key}"}
@@ -215,8 +226,10 @@ class Run:
                 async with session.post(f"{api}/subscriptions", json=body, headers=headers) as answer:
                     shown = await answer.json(content_type=None)
                     assert answer.status == 201, shown
-                self.receivers.secrets[wanted.path] = shown["secret"]
+                self.receivers.secrets[wanted.path] = shown.get("secret") or ""
                 made[wanted.path] = shown["id"]
+                if wanted.protocol == "AMQP":
+                    self.queues[wanted.path] = shown["queue"]
                 if wanted.divisor:
                     self.receivers.refused[wanted.path] = wanted.divisor
                 if wanted.flaky:
@@ -231,6 +244,20 @@ class Run:
                 self.paths[key] = path
         finally:
             await connection.close()
+
+    def _meet(self, identities: Identities) -> None:
+        """Those who call the API while the faults are made."""
+        keys = {name: provider.key for name, provider in identities.providers.items()}
+
+        def caller(key: str) -> Caller:
+            return Caller(self._api_urls, key, Random(self.order.seed))
+
+        self.people = People(caller(identities.operator), caller(keys["gemeente"]), self.order.seconds)
+        self.pullers = [
+            Puller(caller(keys[wanted.provider]), self.made[wanted.path], wanted.path, self.receivers)
+            for wanted in WANTED
+            if wanted.protocol == "PULL"
+        ]
 
     def _make_registries(self, identities: Identities) -> list[Registry]:
         random = Random(self.order.seed)
@@ -266,6 +293,10 @@ class Run:
         faults = Faults(stage, self._windows)
         watching = asyncio.create_task(self._watch_ourselves())
         publishing = [asyncio.create_task(registry.run()) for registry in self.registries]
+        pulling = [asyncio.create_task(puller.run()) for puller in self.pullers]
+        working = asyncio.create_task(
+            self.people.run(self.made[_REPLAYED], _REPLAYED, ("nl.bag.gewijzigd", "nl.brp.opgevoerd"))
+        )
         started = time.monotonic()
         self._say("publishing; faults begin")
         doing = asyncio.create_task(faults.run(list(self.order.schedule), started))
@@ -274,8 +305,13 @@ class Run:
             registry.stop()
         await doing
         self._say("no more faults; waiting for quiet")
+        async with asyncio.timeout(self.order.patience):
+            await working
         await self._until_quiet(publishing)
-        watching.cancel()
+        for task in (watching, *pulling):
+            task.cancel()
+        for path, queue in self.queues.items():
+            await drain(self.rabbitmq.url(), queue, path, self.receivers)
         self._say("quiet; judging")
         await self._judge(faults)
         await self._stop_processes()
@@ -316,7 +352,8 @@ class Run:
             pending = await self.cluster.primary.fetchval(
                 "SELECT (SELECT count(*) FROM deliveries WHERE state = 'pending') + greatest("
                 f"{confirmed} - (SELECT count(DISTINCT (source, id)) FROM events WHERE source <> $1)"
-                " - (SELECT count(*) FROM rejections), 0)",
+                " - (SELECT count(*) FROM rejections), 0)"
+                " + (SELECT count(*) FROM replays WHERE state = 'running')",
                 SOURCE,
             )
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
@@ -340,7 +377,9 @@ class Run:
         publications = [publication for registry in self.registries for publication in registry.ledger]
         database = await read(self.cluster.primary.url, self.paths)
         arrivals = list(self.receivers.ledger)
-        judgement = judge(Evidence(publications, arrivals, self._windows, database, WANTED))
+        judgement = judge(
+            Evidence(publications, arrivals, self._windows, database, WANTED, self.people.held, self.people.asked)
+        )
         report = self.report
         states = Counter(delivery.state for delivery in database.deliveries)
         report.events = len(publications)
@@ -348,7 +387,10 @@ class Run:
         report.republished = sum(publication.published - 1 for publication in publications)
         report.rejected = len(database.rejected)
         report.deliveries, report.dead = states.total(), states["dead"]
-        report.attempts, report.duplicates = len(arrivals), judgement.duplicates.total()
+        report.attempts, report.duplicates = (
+            len(arrivals),
+            judgement.duplicates.total() - judgement.duplicates["replay"],
+        )
         report.duplicates_by_fault = dict(judgement.duplicates.most_common())
         report.faults, report.skipped = dict(sorted(faults.done.items())), dict(faults.skipped)
         report.reconnects = faults.longest_reconnects
@@ -357,6 +399,8 @@ class Run:
         }
         self._keep_folder |= bool(report.died_by_themselves)
         report.complaints += judgement.complaints
+        report.complaints += [complaint for puller in self.pullers for complaint in puller.complaints]
+        report.held, report.replayed = len(self.people.held), sum(asked.last for asked in self.people.asked)
 
     async def _stop_processes(self) -> None:
         for process in self.processes.values():

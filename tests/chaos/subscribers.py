@@ -33,6 +33,7 @@ class Wanted:
     divisor: int | None = None
     """Its sink refuses for good what this divides."""
     flaky: bool = False
+    protocol: str = "HTTP"
     allowed_reasons: tuple[str, ...] = field(default=())
 
 
@@ -93,9 +94,34 @@ WANTED = (
         divisor=7,
         allowed_reasons=("status-400",),
     ),
+    Wanted(
+        "batched",
+        "gemeente",
+        {
+            "filters": [_of("bag")],
+            "protocolSettings": {"batch": {"maxCount": 20, "lingerMilliseconds": 200}},
+        },
+        lambda event: event.registry == "bag",
+    ),
+    Wanted(
+        "pulled",
+        "pensioenfonds",
+        {"filters": [_of("brp")]},
+        lambda event: event.registry == "brp",
+        protocol="PULL",
+    ),
+    Wanted(
+        "queued",
+        "gemeente",
+        {"filters": [_of("woz")], "retry": RETRY},
+        lambda event: event.registry == "woz",
+        protocol="AMQP",
+    ),
 )
 
 
 def body_of(wanted: Wanted, receivers: Receivers) -> dict[str, Any]:
     """What is posted to make the subscription."""
+    if wanted.protocol != "HTTP":
+        return {"protocol": wanted.protocol, **wanted.body}
     return {"sink": receivers.url(wanted.path), "protocol": "HTTP", "retry": RETRY, **wanted.body}
