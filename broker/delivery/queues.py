@@ -109,7 +109,11 @@ class Queues:
                     self._connection = await amqp.connect(self._settings, "bode deliver")
                 self._known.clear()
                 channel = self._connection.channel(publisher_confirms=True, on_return_raises=True)
-                await channel.initialize()
+                try:
+                    await channel.initialize()
+                except BaseException:
+                    await self._drop(self._connection)
+                    raise
                 self._channel = channel
             return self._channel
 

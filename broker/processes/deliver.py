@@ -75,7 +75,10 @@ async def _create_shards(resources: Resources) -> int:
 class DeliverProcess:
     """The parts of a deliver process, joined."""
 
-    def __init__(self, resources: Resources, owner: UUID, shards: int) -> None:
+    def __init__(
+        self, resources: Resources, owner: UUID, shards: int, *, clock: Callable[[], float] | None = None
+    ) -> None:
+        """Join them; `clock`, which says when a retry is due, is PostgreSQL's by default."""
         settings = resources.settings
         self._resources = resources
         self._shards = shards
@@ -140,6 +143,7 @@ class DeliverProcess:
             sender,
             self._bodies,
             self._recorder,
+            clock=clock or self._leasing.clock.seconds,
             grant_clock=self._leasing.clock.now,
         )
         self._replays = Replays(resources.pool, self._engine, self._leasing, shards, self._bodies.read_ahead)

@@ -222,7 +222,7 @@ def _poked(process: type[Any]) -> type[Any]:
 
     class Poked(process):
         def __init__(self, *arguments: Any, **named: Any) -> None:
-            super().__init__(*arguments, **named)
+            super().__init__(*arguments, **named, clock=time.time)
             asyncio.get_running_loop().add_signal_handler(POKE, self._look_anew)
 
         def _look_anew(self) -> None:
