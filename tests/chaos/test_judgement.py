@@ -8,6 +8,7 @@ import pytest
 
 from tests.chaos.faults import Window
 from tests.chaos.judgement import Database, Delivery, Evidence, judge
+from tests.chaos.providers import Asked, Held
 from tests.chaos.publishers import Publication
 from tests.chaos.receivers import Arrival
 from tests.chaos.schedule import KINDS, Cast, plan
@@ -106,6 +107,22 @@ def send_again_without_cause(found: Evidence) -> None:
     again(found, by="deliver2.1", at=30.0)
 
 
+def send_what_is_held(found: Evidence) -> None:
+    found.arrivals[1].body["type"] = "nl.bag.x"
+    found.held = [Held("nl.bag.x", 19.0, 25.0)]
+
+
+def leave_a_replay_half_done(found: Evidence) -> None:
+    found.asked = [Asked("all", 3, 30.0)]
+    found.database.replays["all"] = "done", 2
+
+
+def send_again_what_was_not_asked_for(found: Evidence) -> None:
+    found.asked = [Asked("all", 3, 31.0)]
+    found.database.replays["all"] = "done", 3
+    again(found, by="deliver2.1", at=30.0)
+
+
 TROUBLE: list[tuple[Callable[[Evidence], None], str]] = [
     (lose_an_event, "lost: bag-1 was confirmed and is neither accepted nor rejected"),
     (accept_twice, "accepted 2 times: bag-0"),
@@ -122,6 +139,9 @@ TROUBLE: list[tuple[Callable[[Evidence], None], str]] = [
     (exchange_arrivals, "order: 'all' number 1 arrived first after 2 of the same lane"),
     (exchange_numbers, "order of acceptance: 'all' number 2 is event 0 of bag s"),
     (send_again_without_cause, "duplicate without a fault: 'all' number 1"),
+    (send_what_is_held, "came while its type was held: 'all' number 2, 2.0 s after"),
+    (leave_a_replay_half_done, "replay of 'all' is done, with 2 of 3 numbers settled"),
+    (send_again_what_was_not_asked_for, "duplicate without a fault: 'all' number 1"),
 ]
 
 
@@ -140,6 +160,16 @@ def test_a_duplicate_is_explained_by_a_fault_of_its_sender_while_it_was_under_wa
         judgement = judge(found)
         assert (judgement.complaints == []) is explained, (sender, began)
         assert judgement.duplicates == {"kill" if explained else "none": 1}
+
+
+def test_what_was_asked_for_again_may_come_again() -> None:
+    found = evidence()
+    found.asked = [Asked("all", 3, 29.0)]
+    found.database.replays["all"] = "done", 3
+    again(found, by="deliver2.1", at=30.0)
+    judgement = judge(found)
+    assert judgement.complaints == []
+    assert judgement.duplicates == {"replay": 1}
 
 
 def test_a_seed_reproduces_its_schedule_and_each_kind_comes_in_two_minutes() -> None:
