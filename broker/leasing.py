@@ -13,24 +13,14 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
-from typing import Final
 from uuid import UUID
 
 import asyncpg
-from sqlalchemy.exc import SQLAlchemyError
 
 from broker.storage import leases
 from broker.storage.clock import DatabaseClock
+from broker.storage.pool import DATABASE_TROUBLE
 from broker.telemetry import WORKER_ERRORS, log
-
-TROUBLE: Final = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    SQLAlchemyError,
-    OSError,
-    TimeoutError,
-)
 
 
 async def _nothing_to_catch_up() -> None:
@@ -108,7 +98,7 @@ class Leasing:
             try:
                 async with asyncio.timeout(self._span.total_seconds()):
                     await self.turn()
-            except TROUBLE as error:
+            except DATABASE_TROUBLE as error:
                 WORKER_ERRORS.labels(f"{self._kind}-leases").inc()
                 log().warning("lease-renewal-failed", kind=self._kind, error=type(error).__name__)
                 await self._be_absent()  # the connection may be half way through something

@@ -10,6 +10,7 @@ from typing import Final
 import asyncpg
 
 from broker.storage import records
+from broker.storage.pool import DATABASE_TROUBLE
 from broker.storage.sealing import open_body
 from subscriptions.secrets import KeyRing, SealError
 
@@ -97,13 +98,7 @@ class Bodies:
         try:
             async with self._pool.acquire() as connection:
                 rows = await records.bodies(connection, list(asked))
-        except (
-            asyncpg.PostgresError,
-            asyncpg.InterfaceError,
-            asyncpg.InternalClientError,
-            OSError,
-            TimeoutError,
-        ) as error:
+        except DATABASE_TROUBLE as error:
             for waiting in asked.values():
                 for wanted in waiting:
                     wanted.not_read(error)

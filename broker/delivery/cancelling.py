@@ -7,8 +7,8 @@ import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from broker.delivery.asking import Asking
-from broker.delivery.feeder import DATABASE_TROUBLE
 from broker.storage import holds as portions
+from broker.storage.pool import DATABASE_TROUBLE
 from broker.telemetry import DELIVERIES, WORKER_ERRORS, log
 from schemas.problems import Unavailable
 from subscriptions import holds

@@ -8,8 +8,8 @@ from typing import Final
 
 import asyncpg
 
-from broker.delivery.feeder import DATABASE_TROUBLE
 from broker.storage import sink_expiries
+from broker.storage.pool import DATABASE_TROUBLE
 from broker.storage.sink_expiries import SOON, Expiring
 from broker.telemetry import EXPIRING, EXPIRY_SECONDS, WORKER_ERRORS, log
 

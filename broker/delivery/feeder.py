@@ -11,24 +11,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 import asyncpg
-from sqlalchemy.exc import SQLAlchemyError
 
 from broker.delivery.lanes import LANE_WINDOW, Delivery
 from broker.delivery.runners import Office, Runner, Runners
 from broker.delivery.settings import DeliverySettings
 from broker.storage import corrections, records
+from broker.storage.pool import DATABASE_TROUBLE
 from broker.storage.records import OutcomeRow, PendingRow
 from broker.storage.tables import PENDING, accepted_at
 from broker.telemetry import OLDEST_PENDING, WORKER_ERRORS, log
 
-DATABASE_TROUBLE: Final = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    SQLAlchemyError,
-    OSError,
-    TimeoutError,
-)
 _FEED_AT_ONCE: Final = 64
 _HEADS_AT_ONCE: Final = 10_000
 _UNSETTLED_SECONDS: Final = 0.02

@@ -16,13 +16,14 @@ from uuid import uuid4
 import asyncpg
 import orjson
 
-from broker.delivery.feeder import DATABASE_TROUBLE, Ownership
+from broker.delivery.feeder import Ownership
 from broker.delivery.outcomes import GONE
 from broker.delivery.runners import Office
 from broker.delivery.sender import Sender, Sink
 from broker.delivery.settings import DeliverySettings
 from broker.storage import heartbeats
 from broker.storage.heartbeats import Beat
+from broker.storage.pool import DATABASE_TROUBLE
 from broker.telemetry import HEARTBEATS, WORKER_ERRORS, log
 
 HEARTBEAT_TYPE: Final = "nl.bode.heartbeat"

@@ -10,6 +10,7 @@ import asyncio
 import asyncpg
 
 from broker.storage import records
+from broker.storage.pool import DATABASE_TROUBLE
 from broker.storage.records import AttemptRow, DeliveredRow, FailingNote, OutcomeRow
 from broker.telemetry import UNRECORDED, WORKER_ERRORS, log
 
@@ -131,13 +132,7 @@ class Recorder:
                         recorded = True
                     if batch.notes:
                         await records.note_failing(connection, list(batch.notes.values()), self._shards)
-            except (
-                asyncpg.PostgresError,
-                asyncpg.InterfaceError,
-                asyncpg.InternalClientError,
-                OSError,
-                TimeoutError,
-            ) as error:
+            except DATABASE_TROUBLE as error:
                 WORKER_ERRORS.labels("recorder").inc()
                 log().warning("outcomes-not-recorded", outcomes=len(batch), error=type(error).__name__)
                 await asyncio.sleep(pause)

@@ -12,10 +12,10 @@ from typing import Final
 import asyncpg
 
 from broker.delivery.engine import Engine
-from broker.delivery.feeder import DATABASE_TROUBLE
 from broker.delivery.replay_runs import WINDOW, ReplayRun, Row
 from broker.leasing import Leasing
 from broker.storage import replays
+from broker.storage.pool import DATABASE_TROUBLE
 from broker.storage.replays import RUNNING
 from broker.telemetry import REPLAYED, WORKER_ERRORS, log
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from broker.delivery.feeder import DATABASE_TROUBLE
 from broker.delivery.lanes import Delivery
 from broker.delivery.outcomes import GONE, Outcome, Reason, Verdict, conclude
 from broker.delivery.pace import NOTED_AFTER_SECONDS
@@ -19,6 +18,7 @@ from broker.delivery.replay_runs import Replayed
 from broker.delivery.runners import Office, Runner, Runners
 from broker.delivery.sender import Sink
 from broker.delivery.settings import DeliverySettings
+from broker.storage.pool import DATABASE_TROUBLE
 from broker.storage.records import AttemptRow, FailingNote, OutcomeRow
 from broker.storage.tables import DELIVERED, KEY_SHIFT, PENDING
 from broker.telemetry import ATTEMPT_SECONDS, ATTEMPTS, BREAKERS_OPEN, DELIVERIES, LATENCY, WORKER_ERRORS, log

@@ -43,6 +43,16 @@ _DELIVERY_LIMIT: Final = 1_000_000
 """Practically none, on RabbitMQ 3.10 and 4.x alike: 4.x drops after 20 by default, −1 loses at once on 3.10."""
 
 
+BROKER_TROUBLE: Final = (
+    aio_pika.exceptions.AMQPError,
+    aiormq.exceptions.AMQPError,
+    aiormq.exceptions.ChannelInvalidStateError,  # a RuntimeError: the channel was closed before we used it
+    OSError,
+    TimeoutError,
+)
+"""What RabbitMQ does to those who hold a connection: they connect again."""
+
+
 class AmqpSettings(BaseModel):
     """Where RabbitMQ is, and how the events are partitioned over queues."""
 

@@ -13,35 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import aio_pika
 import aiormq
-import asyncpg
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy.exc import SQLAlchemyError
 
 from broker.ingest import amqp, intake
 from broker.ingest.accept import Accepted, Acceptor, Message, Result
-from broker.ingest.amqp import AmqpSettings
+from broker.ingest.amqp import BROKER_TROUBLE, AmqpSettings
 from broker.ingest.intake import Delivery
 from broker.ingest.turns import Turns
+from broker.storage.pool import DATABASE_TROUBLE
 from broker.storage.routes import IngestQueue
 from broker.telemetry import BATCH_EVENTS, COMMIT_SECONDS, INGEST_QUEUES, RECEIVED, WORKER_ERRORS, log
 
-DATABASE_TROUBLE: Final = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    SQLAlchemyError,
-    OSError,
-    TimeoutError,
-)
-BROKER_TROUBLE: Final = (
-    aio_pika.exceptions.AMQPError,
-    aiormq.exceptions.AMQPError,
-    aiormq.exceptions.ChannelInvalidStateError,  # a RuntimeError: the channel was closed before we used it
-    OSError,
-    TimeoutError,
-)
 _LONGEST_PAUSE: Final = 5.0
 _SHARED_DELIVERIES: Final = 2000
 """As many deliveries, expected by the fan-out of late, may be in a batch that others wait for."""

@@ -10,9 +10,9 @@ from typing import Final
 from uuid import UUID
 
 import asyncpg
-from sqlalchemy.exc import SQLAlchemyError
 
 from broker.storage import catalogue
+from broker.storage.pool import DATABASE_TROUBLE
 from broker.telemetry import WORKER_ERRORS, log
 from schemas.data_schemas import Finding
 
@@ -21,14 +21,6 @@ _LONGEST_WRITE: Final = 5.0
 _LAST_WRITE: Final = 1.0
 """The process is ending, and the report is not worth waiting for."""
 _MOST_IN_MEMORY: Final = 10_000
-_TROUBLE: Final = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    SQLAlchemyError,
-    OSError,
-    TimeoutError,
-)
 
 
 class Findings:
@@ -76,6 +68,6 @@ class Findings:
         try:
             async with asyncio.timeout(seconds):
                 await self.write()
-        except _TROUBLE as error:
+        except DATABASE_TROUBLE as error:
             WORKER_ERRORS.labels("data-findings").inc()
             log().warning("data-findings-not-written", error=type(error).__name__)

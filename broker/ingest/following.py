@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-import asyncpg
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from broker.matching.follows import Base, Builder, Chunk, FollowLists, NotFollowLists
 from broker.storage import follow_files
 from broker.storage.fingerprints import Fingerprints
+from broker.storage.pool import DATABASE_TROUBLE
 from broker.telemetry import FOLLOW_CHANGES, WORKER_ERRORS, log
 from schemas.filters import FollowListsMissing
 from schemas.problems import Unavailable
@@ -33,15 +32,7 @@ MERGE_AT: Final = 50_000
 _TOO_MANY: Final = 20
 """A file that is behind by this many times `MERGE_AT` is made anew instead of being caught up with."""
 _TIDY_EVERY: Final = 2.0
-_TROUBLE: Final = (
-    SQLAlchemyError,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    OSError,
-    TimeoutError,
-    Unavailable,
-)
+_TROUBLE: Final = (*DATABASE_TROUBLE, Unavailable)
 
 
 class Following:

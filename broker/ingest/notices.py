@@ -15,6 +15,7 @@ import orjson
 from broker.ingest.accept import Accepted, Acceptor, Message, Rejected
 from broker.storage import notices
 from broker.storage.notices import LINGER, Notice
+from broker.storage.pool import DATABASE_TROUBLE
 from broker.telemetry import NOTICES, WORKER_ERRORS, log
 from schemas import cloudevents
 from schemas.notices import SOURCE
@@ -44,13 +45,7 @@ class Notifier:
             await asyncio.sleep(_LOOK_SECONDS)
             try:
                 await self.tell()
-            except (
-                asyncpg.PostgresError,
-                asyncpg.InterfaceError,
-                asyncpg.InternalClientError,
-                OSError,
-                TimeoutError,
-            ) as error:
+            except DATABASE_TROUBLE as error:
                 WORKER_ERRORS.labels("notices").inc()
                 log().warning("notices-not-told", error=type(error).__name__)
 

@@ -14,8 +14,8 @@ from pamqp.common import FieldValue
 
 from broker.ingest import amqp
 from broker.ingest.accept import Accepted, Acceptor, Message, Rejected, Result
-from broker.ingest.amqp import AmqpSettings
-from broker.ingest.consumer import BROKER_TROUBLE, DATABASE_TROUBLE
+from broker.ingest.amqp import BROKER_TROUBLE, AmqpSettings
+from broker.storage.pool import DATABASE_TROUBLE
 from broker.telemetry import RECEIVED, WORKER_ERRORS, log
 from schemas.cloudevents import Event
 

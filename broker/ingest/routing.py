@@ -18,9 +18,9 @@ from aio_pika.abc import AbstractConnection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from broker.ingest import amqp
-from broker.ingest.amqp import AmqpSettings, RegistryRoute
-from broker.ingest.consumer import BROKER_TROUBLE, DATABASE_TROUBLE
+from broker.ingest.amqp import BROKER_TROUBLE, AmqpSettings, RegistryRoute
 from broker.storage import routes
+from broker.storage.pool import DATABASE_TROUBLE
 from broker.storage.routes import Owned
 from broker.telemetry import WORKER_ERRORS, log
 from schemas.problems import Conflict, Unavailable

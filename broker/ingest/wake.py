@@ -12,6 +12,7 @@ import asyncpg
 from broker.ingest.accept import Accepted
 from broker.storage import acceptance
 from broker.storage.acceptance import EVERYTHING
+from broker.storage.pool import DATABASE_TROUBLE
 from broker.telemetry import WORKER_ERRORS
 
 _PAYLOAD_BYTES: Final = 7900
@@ -34,7 +35,7 @@ class Waker:
             try:
                 async with self._pool.acquire() as connection:
                     await acceptance.wake(connection, payloads(touched))
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError):
+            except DATABASE_TROUBLE:
                 WORKER_ERRORS.labels("waker").inc()
 
 

@@ -12,7 +12,6 @@ from broker.delivery.cancelling import HoldCanceller
 from broker.delivery.client import Client
 from broker.delivery.engine import Engine
 from broker.delivery.expiry import Expiry
-from broker.delivery.feeder import DATABASE_TROUBLE
 from broker.delivery.fence import Fence
 from broker.delivery.handshake import Handshaker
 from broker.delivery.heartbeats import Heartbeats
@@ -39,6 +38,7 @@ from broker.storage.dead_letters import AGAIN_CHANNEL
 from broker.storage.leases import SHARD_LEASE
 from broker.storage.listening import Listener
 from broker.storage.partitions import ensure_partitions
+from broker.storage.pool import DATABASE_TROUBLE
 from broker.telemetry import PENDING, SHARDS, WORKER_ERRORS, log
 from subscriptions.change_log import CHANGES_CHANNEL
 from subscriptions.idempotency import forget_expired

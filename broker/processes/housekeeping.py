@@ -14,9 +14,9 @@ from typing import Any, Final
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from broker.delivery.feeder import DATABASE_TROUBLE
 from broker.storage import accounting, drift, expiring, jobs, leases, pruning, retention, retirement
 from broker.storage.drift import Finding
+from broker.storage.pool import DATABASE_TROUBLE
 from broker.storage.retention import Day
 from broker.storage.settings import AccountingSettings, RetentionSettings
 from broker.storage.tables import key_at

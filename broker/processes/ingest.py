@@ -7,7 +7,8 @@ from uuid import uuid4
 
 from broker.ingest import amqp
 from broker.ingest.accept import Acceptor
-from broker.ingest.consumer import BROKER_TROUBLE, DATABASE_TROUBLE, QueueConsumer
+from broker.ingest.amqp import BROKER_TROUBLE
+from broker.ingest.consumer import QueueConsumer
 from broker.ingest.following import Following
 from broker.ingest.notices import Notifier
 from broker.ingest.routing import Router
@@ -22,6 +23,7 @@ from broker.processes.workers import Readiness, run_workers, stop_on_signals
 from broker.settings import Settings
 from broker.storage import acceptance, installation, leases, routes
 from broker.storage.leases import QUEUE_LEASE
+from broker.storage.pool import DATABASE_TROUBLE
 from broker.storage.routes import IngestQueue
 from broker.telemetry import QUEUE_MESSAGES, UNROUTED, WORKER_ERRORS, log
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 import asyncpg
 
+from broker.storage.pool import DATABASE_TROUBLE
 from broker.telemetry import WORKER_ERRORS, log
 
 _PING_SECONDS = 5.0
@@ -41,13 +42,7 @@ class Listener:
                     await self._listen(connection)
                 finally:
                     connection.terminate()
-            except (
-                asyncpg.PostgresError,
-                asyncpg.InterfaceError,
-                asyncpg.InternalClientError,
-                OSError,
-                TimeoutError,
-            ) as error:
+            except DATABASE_TROUBLE as error:
                 WORKER_ERRORS.labels("listener").inc()
                 log().warning("listener-lost", error=type(error).__name__)
             await asyncio.sleep(pause)

@@ -10,7 +10,17 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import asyncpg
+from sqlalchemy.exc import SQLAlchemyError
 
+DATABASE_TROUBLE: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    SQLAlchemyError,
+    OSError,
+    TimeoutError,
+)
+"""What a worker survives: whatever a statement raises, by the driver or through SQLAlchemy, it tries again later."""
 RELEASE_SECONDS: Final = 5.0
 """After that a connection that can't be given back in order is cut."""
 _CONNECT_SECONDS: Final = 5.0
