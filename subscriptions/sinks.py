@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -52,8 +52,8 @@ class SinkConfig:
     subscriber_reference: str | None
     allowed_rate: int | None
     headers: Mapping[str, str]
-    secrets_change_at: datetime | None
-    """When to read it anew, because other secrets or keys may sign from then on; None: when it is changed."""
+    secrets_change_in: float | None
+    """Seconds after which to read it anew, because other secrets or keys may sign then; None: when it is changed."""
     failing_since: datetime | None = None
     """Since when the sink has accepted nothing, as far as that was noted."""
     identity: Identity = NOBODY
@@ -69,20 +69,19 @@ class SinkConfig:
 async def load_sinks(engine: AsyncEngine, keys: KeyRing, wanted: Sequence[int]) -> list[SinkConfig]:
     """Reads the sinks of subscriptions, by their internal keys; those that don't exist or have none are missing."""
     statement = (
-        select(subscriptions, organisations.c.oin)
+        select(subscriptions, organisations.c.oin, func.now().label("now"))
         .join(organisations, organisations.c.id == subscriptions.c.organisation_id)
         .where(subscriptions.c.key == func.any(list(wanted)), subscriptions.c.protocol != Protocol.PULL.value)
     )
-    now = datetime.now(UTC)
     sinks = []
     async with engine.connect() as connection:
         found = (await connection.execute(statement)).all()
         ring: SigningSet | None = None
         if any(SignatureScheme.ED25519 in _schemes(row) for row in found):
-            ring = await signing_now(connection, keys, now)
+            ring = await signing_now(connection, keys, found[0].now)
     for row in found:
         try:
-            sinks.append(_sink(row, keys, ring, now))
+            sinks.append(_sink(row, keys, ring))
         except SealError:  # this one's trouble, not that of the others; its deliveries wait
             structlog.get_logger("bode.sinks").error("secret-unreadable", subscription=str(row.id))
     return sinks
@@ -92,13 +91,13 @@ def _schemes(row: Row[Any]) -> tuple[str, ...]:
     return tuple(row.protocol_settings.get("signatures") or (SignatureScheme.HMAC_SHA256,))
 
 
-def _sink(row: Row[Any], keys: KeyRing, ring: SigningSet | None, now: datetime) -> SinkConfig:
+def _sink(row: Row[Any], keys: KeyRing, ring: SigningSet | None) -> SinkConfig:
     schemes = _schemes(row)
     sealed: list[bytes] = []
     changes: list[datetime] = []
     if SignatureScheme.HMAC_SHA256 in schemes:
         sealed.append(row.secret)
-        if row.previous_secret is not None and row.previous_secret_expires_at > now:
+        if row.previous_secret is not None and row.previous_secret_expires_at > row.now:
             sealed.append(row.previous_secret)
             changes.append(row.previous_secret_expires_at)
     seeds: tuple[bytes, ...] = ()
@@ -118,7 +117,7 @@ def _sink(row: Row[Any], keys: KeyRing, ring: SigningSet | None, now: datetime) 
         row.subscriber_reference,
         row.allowed_rate,
         row.protocol_settings.get("headers") or {},
-        min(changes, default=None),
+        max((min(changes) - row.now).total_seconds(), 0.0) if changes else None,
         row.failing_since,
         open_identity(row, keys),
         row.version,

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final, Protocol
 from uuid import UUID
 
@@ -221,9 +221,8 @@ class Runners:
                     RunQueue(0 if config.batch is None else config.batch.max_count),
                     replay=self._replays.get(config.key),
                 )
-                if config.secrets_change_at is not None:  # then it is read anew, at the next sweep at the latest
-                    seconds = (config.secrets_change_at - datetime.now(UTC)).total_seconds()
-                    asyncio.get_running_loop().call_later(max(seconds, 0) + 0.01, self.drop, config.key)
+                if config.secrets_change_in is not None:  # then it is read anew, at the next sweep at the latest
+                    asyncio.get_running_loop().call_later(config.secrets_change_in + 0.01, self.drop, config.key)
 
     def replay(self, key: int, run: ReplayRun | None) -> None:
         """What the runner of a subscription, this one and those after it, sends again on request."""

@@ -99,7 +99,7 @@ async def sent() -> AsyncIterator[dict[str, Sent]]:
             status=Status.ACTIVE,
             secrets=(NEW, OLD),
             signing_seeds=(),
-            secrets_change_at=None,
+            secrets_change_in=None,
             retry=None,
             subscriber_reference=ADDED["subscriberreference"],
             allowed_rate=None,

@@ -155,7 +155,7 @@ async def test_sink_has_the_keys_of_the_schemes_that_it_asks_for(
     key = await _subscribe(engine, RING, **settings)
     (sink,) = await sinks.load_sinks(engine, RING, [key])
     assert (len(sink.secrets), len(sink.signing_seeds)) == (secrets, seeds)
-    assert (sink.secrets_change_at is None) == (seeds == 0)
+    assert (sink.secrets_change_in is None) == (seeds == 0)
 
 
 async def test_everything_is_sealed_again_and_the_old_key_may_go(engine: AsyncEngine) -> None:
