@@ -52,6 +52,8 @@ class Process:
 
     async def start(self) -> None:
         """Start it, and keep it running until it is killed or stopped."""
+        if self._wanted:  # it was killed while it was being stopped, and is started already
+            return
         self._wanted = True
         await self._start()
         self._keeper = asyncio.create_task(self._keep())
