@@ -53,8 +53,8 @@ class Caller:
         while True:
             with contextlib.suppress(*_TROUBLE):
                 status, answer = await self.call(method, path, body, once)
-                if status < 300:
-                    return answer, first
+                if status < 300 or (status == 409 and not first and path.endswith("/release")):
+                    return answer, first  # what was released by a request that had no answer can't be once more
                 assert status in (409, 429, 500, 502, 503), f"{method} {path}: {status} {answer}"
             first = False
             await asyncio.sleep(_PAUSE)
