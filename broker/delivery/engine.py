@@ -83,7 +83,7 @@ class Attempt(Sending, BodyWanted):
         """A connection is there, which took time: whether the shard is still ours."""
         if self.engine.is_ours(self.runner):
             return True
-        self.engine._give_up(self)
+        self.engine._give_back(self)
         return False
 
     def ended(self, outcome: Outcome) -> None:
@@ -323,8 +323,8 @@ class Engine:
     def _send(self, attempt: Attempt, body: Body | None) -> None:
         """Send it, unless it may no longer be (promise 6: checked before each attempt)."""
         runner, delivery = attempt.runner, attempt.delivery
-        if not self.is_ours(runner):  # the lease ran out while we waited: the next owner sends it
-            self._give_up(attempt)
+        if not self.is_ours(runner):  # the lease ran out while we waited
+            self._give_back(attempt)
             return
         reason = self.hindrance(runner, body)
         if body is None or reason is not None:
@@ -403,6 +403,16 @@ class Engine:
             delivery.run.retry(delivery, due)
         elif not attempt.runner.stopped:
             attempt.runner.queue.retry(delivery, due)
+        self._give_up(attempt)
+
+    def _give_back(self, attempt: Attempt) -> None:
+        """It was not sent, because its shard isn't surely ours: the next owner sends it, or we when we are sure again.
+
+        Then the shard has the same epoch and the runner lives on, so its lane must not stay closed.
+        """
+        runner, delivery = attempt.runner, attempt.delivery
+        if not runner.stopped and not isinstance(delivery, Replayed):
+            runner.queue.give_back([delivery])
         self._give_up(attempt)
 
     def _give_up(self, attempt: Attempt) -> None:

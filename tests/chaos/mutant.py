@@ -1,9 +1,8 @@
-"""Bode with a promise broken: `python -m tests.chaos.mutant MUTATION COMMAND`. Exists to show that the suite can fail.
+"""Promises broken on purpose, to show that the suite can fail.
 
 Nothing in the product knows of these: each replaces something in the process before its command runs.
 """
 
-import sys
 from typing import Any
 
 
@@ -102,10 +101,3 @@ MUTATIONS = {
     "lane-released-early": lane_released_early,
     "outcome-without-guard": outcome_without_guard,
 }
-
-if __name__ == "__main__":
-    MUTATIONS[sys.argv[1]]()
-    sys.argv = ["bode", *sys.argv[2:]]
-    from broker.cli import main
-
-    main()

@@ -110,9 +110,9 @@ class Process:
             "BODE_READY_FILE": str(self._ready),
             "BODE_DELIVERY_ORIGIN": f"{self.name}.{self.incarnation}",
         }
-        module = ["broker.cli"] if self._mutation is None else ["tests.chaos.mutant", self._mutation]
         command = [
-            sys.executable, "-P", "-m", "broker.tools.local.leash", str(os.getpid()), *module, self.kind,
+            sys.executable, "-P", "-m", "broker.tools.local.leash", str(os.getpid()), "tests.chaos.watched",
+            self._mutation or "-", self.kind,
         ]  # fmt: skip
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(

@@ -38,6 +38,7 @@ from tests.chaos.rabbitmq import ChaosRabbitMQ
 from tests.chaos.receivers import Receivers
 from tests.chaos.schedule import DELIVERS, PROCESSES, Fault
 from tests.chaos.subscribers import WANTED, body_of
+from tests.chaos.watched import ASK
 
 _REPLAYED = "all"
 """The subscription of which everything is asked for again."""
@@ -338,7 +339,7 @@ class Run:
             await asyncio.sleep(0.3)
         else:
             self._say(f"it doesn't become quiet: {last} are not done")
-            await self._tell_what_the_database_waits_for()
+            await self._tell_what_all_wait_for()
             for task in publishing:
                 task.cancel()
         for result in await asyncio.gather(*publishing, return_exceptions=True):
@@ -361,8 +362,10 @@ class Run:
         assert isinstance(pending, int)
         return pending
 
-    async def _tell_what_the_database_waits_for(self) -> None:
-        """For whoever looks for the cause: sessions that do something, and whom they wait for."""
+    async def _tell_what_all_wait_for(self) -> None:
+        """For whoever looks for the cause: processes, and sessions of the database that do something, and for whom."""
+        for process in self.processes.values():
+            process.signal(ASK)  # into its log
         connection = await asyncpg.connect(self.cluster.primary.url, timeout=10)
         try:
             for row in await connection.fetch(
