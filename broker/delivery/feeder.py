@@ -115,7 +115,7 @@ class Feeder:
             await asyncio.sleep(self._settings.sweep_seconds)
 
     async def sweep_once(self) -> None:
-        """Wake every subscription of ours that has something to send; forget runners that have nothing."""
+        """Wake every subscription of ours that has something to send; forget those that have nothing or are stuck."""
         after, oldest, found, of = 0, None, list[int](), self._settings.shards
         shards = [number for number in range(of) if self._ownership.holds(number)]
         while True:
@@ -131,6 +131,8 @@ class Feeder:
             after = heads[-1][0]
         age = 0.0 if oldest is None else max(self._clock() - accepted_at(oldest).timestamp(), 0.0)
         OLDEST_PENDING.set(age)
+        for runner in self._runners.drop_stuck():
+            log().error("lanes-stood-still", subscription=str(runner.sink.config.id), cursor=runner.queue.cursor)
         self.wake(found)
         self._runners.drop_idle(but=self._hungry)
 

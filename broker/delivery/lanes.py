@@ -112,6 +112,11 @@ class RunQueue:
         )
 
     @property
+    def stands_still(self) -> bool:
+        """Lanes are closed, and nothing is here that will open them: so it must be under way, or being read."""
+        return bool(self._lanes) and not (self._ready or self._timed or self._to_fetch or self._to_take or self._taking)
+
+    @property
     def barred(self) -> int:
         """Lanes that are remembered because something in them is held."""
         return len(self._barred)

@@ -260,6 +260,20 @@ class Runners:
             self.drop(key)
         return known
 
+    def drop_stuck(self) -> list[Runner]:
+        """Forget those whose lanes stand still though nothing is under way, so that they are read anew.
+
+        There are none, but for a defect of ours; and a defect must not keep a notification back for ever.
+        """
+        stuck = [
+            runner
+            for key, runner in self._runners.items()
+            if runner.queue.stands_still and not runner.in_flight and key not in self._feeding
+        ]
+        for runner in stuck:
+            self.drop(runner.key)
+        return stuck
+
     def drop_idle(self, but: dict[int, None]) -> None:
         """Forget those that have nothing to do and won't have, with their paces."""
         for key, runner in list(self._runners.items()):

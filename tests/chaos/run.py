@@ -43,6 +43,7 @@ from tests.chaos.watched import ASK
 _REPLAYED = "all"
 """The subscription of which everything is asked for again."""
 _LAG_SECONDS = 0.7
+_STOOD_STILL = "lanes-stood-still"
 
 
 @dataclass(frozen=True)
@@ -402,8 +403,19 @@ class Run:
         }
         self._keep_folder |= bool(report.died_by_themselves)
         report.complaints += judgement.complaints
+        report.complaints += self._defects()
         report.complaints += [complaint for puller in self.pullers for complaint in puller.complaints]
         report.held, report.replayed = len(self.people.held), sum(asked.last for asked in self.people.asked)
+
+    def _defects(self) -> list[str]:
+        """What processes say of themselves that nothing from outside explains."""
+        said = f'"{_STOOD_STILL}"'
+        return [
+            f"{name} says {_STOOD_STILL}: {line.strip()}"
+            for name, process in self.processes.items()
+            for line in process.log.read_text(errors="replace").splitlines()
+            if said in line
+        ]
 
     async def _stop_processes(self) -> None:
         for process in self.processes.values():

@@ -14,6 +14,7 @@ from accepting import SESSION, Broker, Publisher
 from managing import RING, World
 from serving import serving
 
+from broker.delivery.runners import Runner
 from broker.delivery.settings import DeliverySettings, FenceSettings
 from broker.ingest.amqp import AmqpSettings
 from broker.processes.deliver import SHARD_LEASE, DeliverProcess
@@ -220,6 +221,7 @@ async def delivering(
             await leases.create(connection, SHARD_LEASE, settings.delivery.shards)
         process = DeliverProcess(resources, owner, settings.delivery.shards)
         await process.office.load()
+        stuck = _watch_for_stuck(process)
         workers = {name: run for name, run in process.workers().items() if name not in _NOT_NEEDED}
         tasks = [asyncio.ensure_future(run()) for run in workers.values()]
         try:
@@ -232,3 +234,18 @@ async def delivering(
             process.close()
             await engine.dispose()
         assert all(isinstance(end, asyncio.CancelledError) for end in ended), ended
+        assert not stuck, "the sweep found what stood still, which nothing ever should"
+
+
+def _watch_for_stuck(process: DeliverProcess) -> list[Runner]:
+    """What the sweep finds to stand still from now on, which it mends."""
+    runners, found = process._engine._runners, list[Runner]()
+    drop_stuck = runners.drop_stuck
+
+    def dropping() -> list[Runner]:
+        dropped = drop_stuck()
+        found.extend(dropped)
+        return dropped
+
+    runners.drop_stuck = dropping  # type: ignore[method-assign]
+    return found

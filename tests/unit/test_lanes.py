@@ -235,6 +235,10 @@ class Model(RuleBasedStateMachine):
         # what was taken for a batch and given back stands there besides
         assert self.queue.buffered <= WINDOW + WINDOW // 2 + 3 * lanes.LANE_WINDOW + self.given_back
 
+    @invariant()
+    def nothing_stands_still_by_itself(self) -> None:
+        assert not self.queue.stands_still or self.under_way or any(self.batches) or self.asked
+
     def teardown(self) -> None:
         """With everything taken and delivered, nothing may be left."""
         if self.asked:

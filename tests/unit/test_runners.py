@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+from broker.delivery.lanes import Delivery
 from broker.delivery.recorder import Recorder
 from broker.delivery.runners import Runners
 from broker.delivery.settings import DeliverySettings
@@ -128,6 +129,22 @@ async def test_runner_that_rows_are_being_read_for_is_not_idle() -> None:
         made.drop_idle(but={})
         assert made.get(KEY) is runner, "the rows that are being read would be forgotten until the next sweep"
     made.drop_idle(but={})
+    assert made.get(KEY) is None
+
+
+async def test_runner_whose_lane_was_never_opened_again_is_read_anew() -> None:
+    made = await opened(Office(config("https://sink.example/")))
+    runner = made.get(KEY)
+    assert runner is not None
+    runner.queue.offer([Delivery(KEY, 1, 1, 5)], 0.0)
+    assert made.drop_stuck() == []
+    assert runner.queue.take(0.0) is not None
+    runner.in_flight = 1
+    assert made.drop_stuck() == [], "it is under way"
+    runner.in_flight = 0
+    with made.feeding([KEY]):
+        assert made.drop_stuck() == []
+    assert made.drop_stuck() == [runner]
     assert made.get(KEY) is None
 
 
