@@ -99,10 +99,13 @@ class Puller:
 
 
 async def drain(url: str, queue: str, path: str, receivers: Receivers) -> None:
-    """Take everything out of a provider's queue, in its order."""
+    """Take everything out of a provider's queue, in its order; it is made when the first is to go there."""
     connection = await aio_pika.connect(url)
     async with connection, connection.channel() as channel:
-        source = await channel.get_queue(queue)
+        try:
+            source = await channel.get_queue(queue)
+        except aio_pika.exceptions.ChannelNotFoundEntity:
+            return  # what should have gone there is missing in the ledger
         while (message := await source.get(fail=False, no_ack=True)) is not None:
             headers = {name: str(value) for name, value in message.headers.items()}
             genuine = receivers.is_genuine(path, headers, message.body)
