@@ -14,7 +14,7 @@ from typing import Any, Final
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from broker.storage import accounting, drift, expiring, jobs, leases, pruning, retention, retirement
+from broker.storage import accounting, drift, event_checks, expiring, jobs, leases, pruning, retention, retirement
 from broker.storage.drift import Finding
 from broker.storage.pool import DATABASE_TROUBLE
 from broker.storage.retention import Day
@@ -167,9 +167,9 @@ class Housekeeper:
         """The slow round over every event that is kept."""
         after: int | None = int(cursor.get("after", 0))
         end = time.perf_counter() + _STEP_SECONDS
-        bounds = await accounting.event_bounds(connection)
+        bounds = await event_checks.bounds_of(connection)
         while after is not None and time.perf_counter() < end:
-            findings, after = await accounting.check_events(connection, after, now, bounds=bounds)
+            findings, after = await event_checks.check(connection, after, now, bounds=bounds)
             _report(findings)
         return {} if after is None else {"after": after}, after is None
 

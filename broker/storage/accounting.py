@@ -2,7 +2,7 @@
 
     matched (last number) = delivered + pending + dead + cancelled     for each subscription, over its rows
     every number from 1 on has one row, or stands in retired_numbers
-    every event has its id, every delivery its event, what is still to be sent its payload, every attempt its delivery
+    every attempt has its delivery; and, in `event_checks`, every delivery its event, every event its id
 
 Numbers are counted in blocks of 1,000. A block in which all is delivered or cancelled is *closed*: it changes no more,
 its counts are kept, and later checks read them instead of its rows. So the cost of comparing totals follows what is
@@ -15,8 +15,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from datetime import time as dt_time
+from datetime import datetime
 from typing import Final
 
 import asyncpg
@@ -25,7 +24,7 @@ from broker.storage import drift
 from broker.storage.drift import (
     ATTEMPT_DANGLING,
     EVENT_MISSING,
-    ID_MISSING,
+    MOST_NAMED,
     PAYLOAD_MISSING,
     ROW_EXTRA,
     ROW_MISSING,
@@ -34,14 +33,11 @@ from broker.storage.drift import (
     Finding,
 )
 from broker.storage.evidence import BLOCK, RETIRED
-from broker.storage.tables import key_at
 
 SPAN: Final = 20
 """Blocks that one query counts."""
 _MOST_BLOCKS: Final = 200
 """New blocks that one check takes in; what is left waits for the next."""
-_MOST_NAMED: Final = 100
-"""Findings of one kind that one look names."""
 
 _LOCK: Final = "hashtext('bode accounting')"
 
@@ -101,16 +97,16 @@ WHERE NOT EXISTS (SELECT FROM deliveries WHERE subscription = $1 AND sequence = 
       SELECT FROM retired_numbers AS retired
       WHERE subscription = $1 AND first BETWEEN (number - 1) / {BLOCK} * {BLOCK} + 1 AND number AND last >= number
         AND {RETIRED})
-ORDER BY number LIMIT {_MOST_NAMED}
+ORDER BY number LIMIT {MOST_NAMED}
 """
 
 _DOUBLES: Final = f"""
 SELECT sequence FROM deliveries WHERE subscription = $1 AND sequence BETWEEN $2 AND $3
-GROUP BY sequence HAVING count(*) > 1 OR sequence > $4 ORDER BY sequence LIMIT {_MOST_NAMED}
+GROUP BY sequence HAVING count(*) > 1 OR sequence > $4 ORDER BY sequence LIMIT {MOST_NAMED}
 """
 
 _BEYOND: Final = f"""
-SELECT sequence FROM deliveries WHERE subscription = $1 AND sequence > $2 ORDER BY sequence LIMIT {_MOST_NAMED}
+SELECT sequence FROM deliveries WHERE subscription = $1 AND sequence > $2 ORDER BY sequence LIMIT {MOST_NAMED}
 """
 
 _WRITE_BLOCKS: Final = """
@@ -148,7 +144,7 @@ WHERE attempt.subscription = $1 AND attempt.sequence BETWEEN $2 AND $3
       SELECT FROM deliveries AS delivery
       WHERE delivery.subscription = attempt.subscription AND delivery.sequence = attempt.sequence
         AND delivery.event_key = attempt.event_key)
-ORDER BY 1 LIMIT {_MOST_NAMED}
+ORDER BY 1 LIMIT {MOST_NAMED}
 """
 
 _EVENTLESS: Final = f"""
@@ -156,41 +152,7 @@ SELECT delivery.sequence, delivery.event_key, event.key IS NULL AS gone FROM del
 LEFT JOIN events AS event ON event.key = delivery.event_key
 WHERE delivery.subscription = $1 AND delivery.sequence BETWEEN $2 AND $3
   AND (event.key IS NULL OR (event.body = '' AND delivery.state IN ('pending', 'dead')))
-ORDER BY delivery.sequence LIMIT {_MOST_NAMED}
-"""
-
-_NEXT_KEY: Final = """
-SELECT least(
-    (SELECT event_key FROM deliveries WHERE event_key >= $1 ORDER BY event_key OFFSET $2 LIMIT 1),
-    (SELECT event_key FROM event_ids WHERE event_key >= $1 ORDER BY event_key OFFSET $2 LIMIT 1)
-)
-"""
-"""A key so far ahead that no more than so many deliveries or ids lie before it; null: all the rest do."""
-
-_EVENTS: Final = f"""
-WITH named AS MATERIALIZED (
-    SELECT event_key AS key FROM deliveries WHERE event_key >= $1 AND event_key < $2 GROUP BY event_key
-), known AS MATERIALIZED (
-    SELECT event_key AS key FROM event_ids WHERE event_key >= $1 AND event_key < $2
-), there AS MATERIALIZED (
-    SELECT key, body = '' AS erased FROM events WHERE key >= $1 AND key < $2
-)
-(SELECT '{EVENT_MISSING}' AS kind, key FROM named WHERE key NOT IN (SELECT key FROM there) LIMIT {_MOST_NAMED})
-UNION
-(SELECT '{EVENT_MISSING}', key FROM known WHERE key >= $3 AND key NOT IN (SELECT key FROM there) LIMIT {_MOST_NAMED})
-UNION ALL
-(SELECT '{ID_MISSING}', key FROM there WHERE key >= $4 AND key NOT IN (SELECT key FROM known) LIMIT {_MOST_NAMED})
-UNION ALL
-(SELECT '{PAYLOAD_MISSING}', key FROM there
- WHERE erased AND EXISTS (SELECT FROM deliveries WHERE event_key = key AND state IN ('pending', 'dead'))
- LIMIT {_MOST_NAMED})
-"""
-"""Ids, events and deliveries of a range of keys against each other. From $3 on every id has its event (before, days
-were retired), from $4 on every event its id (before, they are forgotten)."""
-
-_BOUNDS: Final = """
-SELECT (SELECT max(day) FROM retirements WHERE retired_at IS NOT NULL) AS retired,
-       coalesce((SELECT (cursor ->> 'forgotten')::bigint FROM house_jobs WHERE name = 'prune'), 0) AS forgotten
+ORDER BY delivery.sequence LIMIT {MOST_NAMED}
 """
 
 _REPAIR: Final = f"""
@@ -218,16 +180,6 @@ class Due:
     changed: bool
     checked_at: datetime | None
     took_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """Event keys from which on nothing has been taken away by age."""
-
-    kept_from: int
-    """No day from here on has been retired: every id has its event."""
-    known_from: int
-    """No id from here on has been forgotten: every event has its id."""
 
 
 @dataclass(slots=True)
@@ -368,40 +320,6 @@ async def _skip_retired(connection: asyncpg.Connection, key: int, matched: int) 
     if await connection.fetchval(_RETIRED_BEFORE, key, block * BLOCK + 1) != block * BLOCK:
         return 1
     return block * BLOCK + 1
-
-
-async def check_events(
-    connection: asyncpg.Connection,
-    after: int,
-    now: datetime,
-    *,
-    bounds: Bounds,
-    size: int = 5_000,
-    note: bool = True,
-) -> tuple[list[Finding], int | None]:
-    """Hold ids, events and deliveries of the next range of keys against each other.
-
-    The second answer is where to go on; None: at the end.
-    """
-    async with connection.transaction(isolation="repeatable_read"):
-        until: int | None = await connection.fetchval(_NEXT_KEY, after, size)
-        if until is not None and until <= after:  # one event with more deliveries than that
-            until = after + 1
-        end = 2**63 - 1 if until is None else until
-        rows = await connection.fetch(_EVENTS, after, end, bounds.kept_from, bounds.known_from)
-        findings = [Finding(row["kind"], event_key=row["key"]) for row in rows]
-        if note:
-            await drift.note(connection, findings, now)
-            await drift.clear_events(connection, after, end, [EVENT_MISSING, ID_MISSING, PAYLOAD_MISSING], now)
-    return findings, until
-
-
-async def event_bounds(connection: asyncpg.Connection) -> Bounds:
-    """What has been taken away by age."""
-    row = await connection.fetchrow(_BOUNDS)
-    last_retired = row["retired"]
-    midnight = None if last_retired is None else datetime.combine(last_retired, dt_time(), UTC) + timedelta(days=1)
-    return Bounds(0 if midnight is None else key_at(midnight), row["forgotten"])
 
 
 async def recount(connection: asyncpg.Connection, key: int) -> list[Finding]:

@@ -27,6 +27,9 @@ KINDS: Final = (
     ROW_MISSING, ROW_EXTRA, TOTAL_WRONG, STATE_CHANGED, EVENT_MISSING, PAYLOAD_MISSING, ID_MISSING, ATTEMPT_DANGLING,
 )  # fmt: skip
 
+MOST_NAMED: Final = 100
+"""Findings of one kind that one look names."""
+
 _NOTE: Final = """
 INSERT INTO drift (kind, subscription, number, event_key, detail, found_at, seen_at)
 SELECT *, $6::timestamptz, $6::timestamptz FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[])

@@ -13,7 +13,7 @@ from uuid import UUID
 import asyncpg
 from rich.table import Table
 
-from broker.storage import accounting
+from broker.storage import accounting, event_checks
 from broker.storage.drift import TOTAL_WRONG, Finding
 
 _PORTION: Final = 200
@@ -48,9 +48,9 @@ async def reconcile(
         key, count = dues[-1].key, count + len(dues)
         progress(f"{count} subscriptions counted")
     after: int | None = 0
-    bounds = await accounting.event_bounds(connection)
+    bounds = await event_checks.bounds_of(connection)
     while after is not None:
-        found, after = await accounting.check_events(connection, after, datetime.now(UTC), bounds=bounds, note=False)
+        found, after = await event_checks.check(connection, after, datetime.now(UTC), bounds=bounds, note=False)
         findings += found
     return findings
 

@@ -17,7 +17,7 @@ from managing import administer, drop_database, sibling
 
 from broker.api import dead_letters, reconciliation
 from broker.processes.housekeeping import EXPIRING, PRUNE, RETAIN, Housekeeper
-from broker.storage import accounting, jobs, records, retention, retirement
+from broker.storage import accounting, event_checks, jobs, records, retention, retirement
 from broker.storage.partitions import ensure_partitions
 from broker.storage.records import bodies
 from broker.storage.retention import Day
@@ -124,8 +124,8 @@ async def partitions(bode: Broker) -> set[str]:
 
 async def nothing_is_off(bode: Broker, *subscriptions: Subscribed) -> None:
     async with bode.pool.acquire() as connection:
-        bounds = await accounting.event_bounds(connection)
-        assert await accounting.check_events(connection, 0, NOW, bounds=bounds) == ([], None)
+        bounds = await event_checks.bounds_of(connection)
+        assert await event_checks.check(connection, 0, NOW, bounds=bounds) == ([], None)
         for subscription in subscriptions:
             assert await accounting.recount(connection, subscription.key) == []
             assert await accounting.check_totals(connection, subscription.key, NOW) == ([], True)
