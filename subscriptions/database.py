@@ -43,7 +43,8 @@ def passes(error: Exception) -> bool:
         return state.startswith(_PASSING) or (isinstance(error, OperationalError) and not state)
     if isinstance(error, asyncpg.PostgresError):
         return (error.sqlstate or "").startswith(_PASSING)
-    return isinstance(error, PoolTimeout | asyncpg.InterfaceError | OSError | TimeoutError)
+    lost = asyncpg.InterfaceError | asyncpg.InternalClientError  # the latter: used while it was being lost
+    return isinstance(error, PoolTimeout | lost | OSError | TimeoutError)
 
 
 class DatabaseSettings(BaseModel):

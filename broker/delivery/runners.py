@@ -73,7 +73,8 @@ class Runner:
     pace: Pace
     queue: RunQueue = field(default_factory=RunQueue)
     in_flight: int = 0
-    timer: asyncio.TimerHandle | None = None
+    timer: asyncio.Handle | None = None
+    _timer_at: float = 0.0
     stopped: bool = False
     in_line: bool = False
     late: int = 0
@@ -96,12 +97,14 @@ class Runner:
     def look_after(self, seconds: float, look: Callable[["Runner"], None]) -> None:
         """Look again after so many seconds at the latest; `look` forgets the timer."""
         loop = asyncio.get_running_loop()
-        at = loop.time() + max(min(seconds, _LONGEST_TIMER), _EARLY_ENOUGH)
+        wait = max(min(seconds, _LONGEST_TIMER), _EARLY_ENOUGH)
+        at = loop.time() + wait
         if self.timer is not None:
-            if self.timer.when() <= at + _EARLY_ENOUGH:
+            if self._timer_at <= at + _EARLY_ENOUGH:
                 return
             self.timer.cancel()
-        self.timer = loop.call_at(at, look, self)
+        self._timer_at = at  # not asked of the timer: where it is due at once, uvloop gives a handle that doesn't know
+        self.timer = loop.call_later(wait, look, self)
 
     def cancel_timer(self) -> None:
         """Forget when to look again."""

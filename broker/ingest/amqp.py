@@ -41,6 +41,8 @@ _UNDERSCORE_SUBJECT_HEADER: Final = "cloudEvents_subject"
 _SETTLE_SECONDS: Final = 3.0
 _DELIVERY_LIMIT: Final = 1_000_000
 """Practically none, on RabbitMQ 3.10 and 4.x alike: 4.x drops after 20 by default, −1 loses at once on 3.10."""
+_LOST: Final = ("closed", "closed channel", "not opened", "not ready")
+"""How the texts of the AMQP libraries' bare RuntimeErrors end when the connection is gone."""
 
 
 BROKER_TROUBLE: Final = (
@@ -132,6 +134,10 @@ def hang_ups() -> Iterator[None]:
             raise
         raise ConnectionError("RabbitMQ hung up") from None  # not we: it cancels what waits on the connection
     except (StopAsyncIteration, aiormq.exceptions.ChannelInvalidStateError) as error:
+        raise ConnectionError("RabbitMQ hung up") from error
+    except RuntimeError as error:  # what is begun on a connection that was closed a moment ago
+        if not str(error).endswith(_LOST):
+            raise
         raise ConnectionError("RabbitMQ hung up") from error
     except Exception as error:
         if type(error) is not Exception:

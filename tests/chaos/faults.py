@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import asyncpg
 
+from broker.storage.pool import DATABASE_TROUBLE
 from broker.tools.local.server import ServerFailed
 from tests.chaos.clock import Clock
 from tests.chaos.postgres import Cluster
@@ -217,7 +218,7 @@ class Faults:
                 await cluster.restart_primary()
 
     async def _postgres_locks(self, fault: Fault) -> None:
-        with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        with contextlib.suppress(*DATABASE_TROUBLE):
             connection = await asyncpg.connect(self.stage.cluster.primary.url, timeout=5)
             try:
                 async with connection.transaction():
@@ -230,7 +231,7 @@ class Faults:
     async def _sql(self, statement: str) -> None:
         try:
             await self.stage.cluster.primary.fetchval(statement)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except DATABASE_TROUBLE as error:
             raise NotPossible(type(error).__name__) from error
 
     def _links_of(self, fault: Fault) -> list[Link]:

@@ -18,6 +18,7 @@ from pathlib import Path
 import asyncpg
 import psutil
 
+from broker.storage.pool import DATABASE_TROUBLE
 from broker.tools.local.postgres import DATABASE, ROLE, Postgres
 from broker.tools.local.server import ServerFailed, write_private
 from tests.chaos.namespace import Mounts
@@ -197,7 +198,7 @@ class Cluster:
             return
 
     async def _synchronous(self) -> bool:
-        with contextlib.suppress(asyncpg.PostgresError, OSError, TimeoutError, asyncpg.InterfaceError):
+        with contextlib.suppress(*DATABASE_TROUBLE):
             found = await self.primary.fetchval(
                 "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync' AND state = 'streaming'"
             )

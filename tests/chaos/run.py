@@ -20,6 +20,7 @@ import asyncpg
 from pydantic import SecretStr
 
 from broker.migrations import migrate
+from broker.storage.pool import DATABASE_TROUBLE
 from broker.tools.identities import REGISTRIES, Identities, prepare
 from broker.tools.local.definitions import Registry as RegistryUser
 from schemas.notices import SOURCE
@@ -358,7 +359,7 @@ class Run:
                 " + (SELECT count(*) FROM replays WHERE state = 'running')",
                 SOURCE,
             )
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        except DATABASE_TROUBLE:
             return None
         assert isinstance(pending, int)
         return pending
@@ -410,7 +411,12 @@ class Run:
     def _defects(self) -> list[str]:
         """What processes say of themselves that nothing from outside explains."""
         said = f'"{_STOOD_STILL}"'
-        return [
+        ended = [
+            f"{name} ended by itself with exit code {code}"
+            for name, process in self.processes.items()
+            for code in process.ended_by_itself
+        ]
+        return ended + [
             f"{name} says {_STOOD_STILL}: {line.strip()}"
             for name, process in self.processes.items()
             for line in process.log.read_text(errors="replace").splitlines()

@@ -13,6 +13,9 @@ from broker.ingest.amqp import hang_ups
     [
         Exception(),
         StopAsyncIteration(),
+        RuntimeError('<Connection: "amqp://bode:******@127.0.0.1:5672/bode" at 0x7f669eb68460> closed'),
+        RuntimeError("Can't initialize closed channel"),
+        RuntimeError("Connection was not opened"),
         aiormq.exceptions.ChannelInvalidStateError("closed"),
         asyncio.CancelledError(),
     ],
@@ -23,7 +26,11 @@ async def test_what_the_library_raises_is_a_connection_that_was_lost(odd: BaseEx
         raise odd
 
 
-@pytest.mark.parametrize("error", [ValueError(), TimeoutError(), KeyError("a")], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "error",
+    [ValueError(), TimeoutError(), KeyError("a"), RuntimeError("Getter is None")],
+    ids=lambda error: type(error).__name__,
+)
 async def test_anything_else_stays_what_it_is(error: Exception) -> None:
     with pytest.raises(type(error)), hang_ups():
         raise error

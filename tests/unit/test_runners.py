@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+import uvloop
+
 from broker.delivery.lanes import Delivery
 from broker.delivery.recorder import Recorder
 from broker.delivery.runners import Runners
@@ -146,6 +148,26 @@ async def test_runner_whose_lane_was_never_opened_again_is_read_anew() -> None:
         assert made.drop_stuck() == []
     assert made.drop_stuck() == [runner]
     assert made.get(KEY) is None
+
+
+def test_timer_that_is_due_at_once_is_replaced_like_any_other() -> None:
+    """uvloop gives a handle for it that isn't a timer."""
+
+    async def replace_it() -> None:
+        made = await opened(Office(config("https://sink.example/")))
+        runner = made.get(KEY)
+        assert runner is not None
+        loop, looked = asyncio.get_running_loop(), asyncio.Event()
+        runner.look_after(10, lambda _: None)
+        assert runner.timer is not None
+        runner.timer.cancel()
+        runner.timer = loop.call_later(0, lambda: None)
+        assert not hasattr(runner.timer, "when")
+        runner.look_after(0.001, lambda _: looked.set())
+        await asyncio.wait_for(looked.wait(), 10)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(replace_it())
 
 
 async def test_attempts_of_a_dropped_runner_are_waited_for() -> None:

@@ -23,6 +23,7 @@ PASSING = [
     asyncpg.ConnectionDoesNotExistError("closed in the middle of operation"),
     asyncpg.TooManyConnectionsError("no more"),
     asyncpg.InterfaceError("connection is closed"),
+    asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress"),
     ConnectionRefusedError(),
     TimeoutError(),
     PoolTimeout(),
