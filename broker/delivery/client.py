@@ -6,17 +6,17 @@ docs/decisions/0001-http-client.md.
 """
 
 import asyncio
-import ssl
 import time
 from collections import deque
 from collections.abc import Mapping
 from typing import Final
 
 from broker.delivery.connections import Connection
+from broker.delivery.dialling import Dialler
 from broker.delivery.exchanges import Answer, Exchange, Origin, SendError, Target, Waiting, WaitingOnce
-from broker.delivery.fence import Fence, FenceError, ResolveError
+from broker.delivery.fence import Fence
 from broker.delivery.outcomes import Reason
-from broker.delivery.proxy import NotAllowed, NotReached, Proxy, ProxyError, Silent
+from broker.delivery.proxy import Proxy
 from broker.delivery.tls import Contexts, TlsIdentity
 
 IDLE_SECONDS: Final = 30.0
@@ -38,12 +38,9 @@ class Client:
             tls: trust and identity for https; the system's trust alone by default.
             proxy: what everything goes through; then the fence that counts is its.
         """
-        self._fence = fence
+        self.dialler = Dialler(fence, tls=tls, proxy=proxy)
+        """Makes its connections, and those of other protocols."""
         self._total_seconds = total_seconds
-        self._tls = tls or Contexts()
-        self._proxy = proxy
-        self._generation = 0
-        """Raised when we show ourselves otherwise: connections from before carry no more requests."""
         self._idle: dict[Origin, deque[Connection]] = {}
         self._idle_count = 0
         self._limits: deque[tuple[float, Connection, int]] = deque()
@@ -143,7 +140,7 @@ class Client:
 
     def take_back(self, connection: Connection) -> None:
         """Keep a connection whose request was answered, if it can be used again."""
-        if not connection.usable or connection.generation != self._generation or self._idle_count >= _IDLE_MAX:
+        if not connection.usable or connection.generation != self.dialler.generation or self._idle_count >= _IDLE_MAX:
             connection.close()
         else:
             connection.idle_since = time.monotonic()
@@ -160,76 +157,9 @@ class Client:
         return None
 
     async def _connect(self, target: Target) -> Connection:
-        generation = self._generation
-        try:
-            context = self._tls.of(target.tls) if target.secure else None
-        except (ValueError, ssl.SSLError):  # what the API has taken, OpenSSL doesn't
-            raise SendError(Reason.TLS) from None
-        if self._proxy is None:
-            connection = await self._connect_directly(target, context)
-        else:
-            connection = await self._connect_through(self._proxy, target, context)
+        generation = self.dialler.generation
+        connection = await self.dialler.dial(target, lambda: Connection(self, target))
         connection.generation = generation
-        return connection
-
-    async def _connect_directly(self, target: Target, context: ssl.SSLContext | None) -> Connection:
-        loop = asyncio.get_running_loop()
-        last: Exception | None = None
-        try:
-            addresses = await self._fence.resolve(target.host, target.port)
-        except FenceError:
-            raise SendError(Reason.FENCED) from None
-        except ResolveError:
-            raise SendError(Reason.UNRESOLVED) from None
-        for address in addresses:
-            try:
-                _, connection = await loop.create_connection(
-                    lambda: Connection(self, target),
-                    address,
-                    target.port,
-                    ssl=context,
-                    server_hostname=target.host if target.secure else None,
-                )
-            except (OSError, ssl.SSLError) as error:
-                last = error
-                continue
-            return connection
-        raise SendError(Reason.TLS if isinstance(last, ssl.SSLError) else Reason.REFUSED) from last
-
-    async def _connect_through(self, proxy: Proxy, target: Target, context: ssl.SSLContext | None) -> Connection:
-        """Connect through the proxy, whose fence counts: of ours only what can be told from the URL."""
-        try:
-            self._fence.check_port(target.port)
-            self._fence.check_literal(target.host)
-            transport = await proxy.tunnel(target.host, target.port)
-        except (FenceError, NotAllowed):
-            raise SendError(Reason.FENCED) from None
-        except NotReached:
-            raise SendError(Reason.REFUSED) from None
-        except Silent:
-            raise SendError(Reason.TIMEOUT) from None
-        except ProxyError:
-            raise SendError(Reason.PROXY) from None
-        connection = Connection(self, target)
-        if context is None:
-            transport.set_protocol(connection)
-            connection.connection_made(transport)
-            return connection
-        secured = None
-        try:
-            secured = await asyncio.get_running_loop().start_tls(
-                transport, connection, context, server_hostname=target.host
-            )
-        except ssl.SSLError:
-            raise SendError(Reason.TLS) from None
-        except OSError:
-            raise SendError(Reason.REFUSED) from None
-        finally:
-            if secured is None:
-                transport.abort()
-        if secured is None:  # closed meanwhile
-            raise SendError(Reason.REFUSED)
-        connection.connection_made(secured)
         return connection
 
     def close_idle(self, older_than: float = IDLE_SECONDS) -> None:
@@ -254,8 +184,7 @@ class Client:
         Raises:
             ValueError, ssl.SSLError: it can't be used; nothing changes.
         """
-        self._tls.replace(own)
-        self._generation += 1
+        self.dialler.replace_identity(own)
         self.close_idle(older_than=-1)
 
     def close(self) -> None:

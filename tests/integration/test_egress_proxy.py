@@ -43,7 +43,7 @@ async def bode(url: str, proxy: ForwardProxy) -> AsyncIterator[Delivering]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def publisher(bode: Delivering, proxy: ForwardProxy) -> AsyncIterator[Publisher]:
-    bode.process._client._proxy._failures = bode.process._client._proxy._rests_until = 0  # type: ignore[union-attr]
+    bode.process._client.dialler._proxy._failures = bode.process._client.dialler._proxy._rests_until = 0  # type: ignore[union-attr]
     yield await bode.own_types()
     proxy.answer = lambda _: None
     proxy.hangs = lambda _: False
@@ -160,7 +160,7 @@ async def test_a_handshake_that_the_proxy_hinders_is_asked_again_and_refuses_not
         row = await bode.row(identity)
         assert (row["status"], row["refused_since"], row["status_reason"]) == ("validating", None, None)
         proxy.answer = lambda _: None
-        bode.process._client._proxy._rests_until = 0  # type: ignore[union-attr]
+        bode.process._client.dialler._proxy._rests_until = 0  # type: ignore[union-attr]
         await bode.alter(identity, "validate_at = now()")
         await bode.wait_for(identity, status="active")
 
