@@ -62,7 +62,7 @@ class ApiSettings(BaseModel):
         le=100_000,
         description="Alternatives in the filters of one organisation that no look-up helps: evaluated for every event.",
     )
-    allow_http_sinks: bool = Field(default=False, description="Accept sinks over plain http, for development.")
+    allow_http_sinks: bool = Field(default=False, description="Accept sinks over plain http and amqp, for development.")
     public_url: str | None = Field(
         default=None,
         pattern=r"^https?://[^\s?#]+[^\s?#/]$",

@@ -1,7 +1,8 @@
 """What a subscription shows to its sink: judged when it is given, stored sealed, opened by delivery processes only.
 
-`sinkCredential` ends in `Authorization` headers, `sinkTls` in TLS handshakes. Credentials with a token bear an
-id of their own: a token belongs to the credential that it came with, or was acquired with, and to no later one.
+`sinkCredential` ends in `Authorization` headers or in the log-in to a RabbitMQ, `sinkTls` in TLS handshakes.
+Credentials with a token bear an id of their own: a token belongs to the credential that it came with, or was acquired
+with, and to no later one.
 """
 
 import json
@@ -71,8 +72,8 @@ def judged(body: SubscriptionBody, sinks: SinkRules, now: datetime) -> Subscript
                     key = certificates.canonical_key(certificates.read_private_key(credential.private_key))
                 credential = credential.model_copy(update={"private_key": key})
     if tls is not None:
-        if body.sink is None or not body.sink.lower().startswith("https:"):
-            raise InvalidInput.field("/sinkTls", "tls", "needs an https sink")
+        if body.sink is None or not body.sink.lower().startswith(("https:", "amqps:")):
+            raise InvalidInput.field("/sinkTls", "tls", "needs an https or amqps sink")
         tls = _judged_tls(tls, now)
     changed = {"sink_credential": credential, "sink_tls": tls}
     return body.model_copy(update={name: value for name, value in changed.items() if value is not None})

@@ -20,7 +20,7 @@ from subscriptions.coverage import domain_of_pattern, overlaps
 from subscriptions.database import AnyRow
 from subscriptions.life_cycle import REFUSED_BY_REGISTRY
 from subscriptions.organisations import find_organisation, owner_of
-from subscriptions.tables import Protocol, Status, grants, organisations, subscriptions
+from subscriptions.tables import Status, grants, organisations, subscriptions
 
 CancelUngranted: TypeAlias = Callable[[AsyncConnection, UUID, UUID], Awaitable[None]]
 """Cancels (reason `grant-ended`), in the given transaction, what is pending for a provider on a grant:
@@ -143,7 +143,7 @@ def _speaks_for(registry: AnyRow, source: str) -> bool:
 async def take_up_requested(connection: AsyncConnection, provider_id: UUID) -> list[UUID]:
     """Moves on a provider's subscriptions that a grant now covers, also those that registries had refused.
 
-    They ask their sinks; those that are pulled are active.
+    They ask their sinks; those that have none are active.
 
     Returns which.
     """
@@ -152,20 +152,20 @@ async def take_up_requested(connection: AsyncConnection, provider_id: UUID) -> l
         subscriptions.c.types,
         subscriptions.c.domain,
         subscriptions.c.source,
-        subscriptions.c.protocol,
+        subscriptions.c.sink.is_not(None).label("has_sink"),
     ).where(subscriptions.c.organisation_id == provider_id, _WAITING)
     covered = [
         row
         for row in (await connection.execute(waiting)).all()
         if await could_receive(connection, provider_id, types=row.types, domain=row.domain, source=row.source)
     ]
-    for protocol in sorted({row.protocol for row in covered}):
-        of_protocol = [row.id for row in covered if row.protocol == protocol]
+    for has_sink in sorted({row.has_sink for row in covered}):
+        alike = [row.id for row in covered if row.has_sink == has_sink]
         await connection.execute(
             update(subscriptions)
-            .where(subscriptions.c.id == func.any(of_protocol), _WAITING)
+            .where(subscriptions.c.id == func.any(alike), _WAITING)
             .values(
-                **life_cycle.after_grant(Protocol(protocol)),
+                **life_cycle.after_grant(has_sink=has_sink),
                 version=subscriptions.c.version + 1,
                 updated_at=func.now(),
             )

@@ -19,7 +19,7 @@ from subscriptions.database import AnyRow
 from subscriptions.follow_lists import name_lists
 from subscriptions.notices import say_disabled
 from subscriptions.sink_tables import sink_expiries, sink_tokens
-from subscriptions.tables import Protocol, Status, subscriptions
+from subscriptions.tables import Status, subscriptions
 
 NO_GRANT: Final = "no-grant: no registry has granted anything that this subscription asks for"
 REFUSED_BY_REGISTRY: Final = "refused-by-registry"
@@ -91,11 +91,13 @@ async def activate(
     allowed_rate: int | None = None,
     renew_at: datetime | None = None,
     by_callback: bool = False,
+    claimed_until: datetime | None = None,
 ) -> bool:
     """Records a sink's consent: a subscription that waited for it is active (one that is paused stays so).
 
-    `renew_at` is when to ask again. A renewal that says nothing new raises no version. Returns whether it applied:
-    not when the sink was changed, or the subscription ended, during the handshake.
+    `renew_at` is when to ask again. A renewal that says nothing new raises no version. `claimed_until` names the claim
+    under which it was asked, where another sink may have the same URL. Returns whether it applied: not when the sink
+    was changed, or the subscription ended, during the handshake.
     """
     values: dict[str, Any] = {
         "validate_at": renew_at,
@@ -106,7 +108,7 @@ async def activate(
     renewed = await connection.execute(
         update(subscriptions)
         .where(
-            *_asked(subscription_id, sink),
+            *_asked(subscription_id, sink, claimed_until),
             subscriptions.c.validated_at.is_not(None),
             subscriptions.c.status_reason.is_(None),
             subscriptions.c.allowed_rate.is_not_distinct_from(allowed_rate),
@@ -120,7 +122,7 @@ async def activate(
         "status_reason": None,
         "allowed_rate": allowed_rate,
     }
-    return await _change(connection, subscription_id, values, *_asked(subscription_id, sink))
+    return await _change(connection, subscription_id, values, *_asked(subscription_id, sink, claimed_until))
 
 
 async def handshake_failed(
@@ -231,7 +233,7 @@ async def resume(connection: AsyncConnection, subscription_id: UUID) -> None:
         ),
         "status_reason": case((consented, None), else_=SINK_CHANGED),
         "validate_at": case(
-            (subscriptions.c.protocol != Protocol.HTTP.value, None),
+            (subscriptions.c.sink.is_(None), None),
             (consented & (subscriptions.c.status != Status.DISABLED), subscriptions.c.validate_at),
             else_=func.now(),
         ),
@@ -274,9 +276,9 @@ async def end(
     await cancel(connection, key)
 
 
-def after_grant(protocol: Protocol) -> dict[str, Any]:
+def after_grant(*, has_sink: bool) -> dict[str, Any]:
     """Returns the columns of a subscription that has the grant it waited for: now its sink is asked, if it has one."""
-    if protocol is not Protocol.HTTP:
+    if not has_sink:
         return {"status": Status.ACTIVE, "status_reason": None, "validated_at": func.now()}
     return {"status": Status.VALIDATING, "status_reason": None, "validate_at": func.now()}
 

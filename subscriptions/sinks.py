@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy import Row, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from schemas.resources import SignatureScheme
+from schemas.resources import AmqpSettings, SignatureScheme
 from subscriptions.credentials import NOBODY, Identity, open_identity
 from subscriptions.protocols import queue_name
 from subscriptions.secrets import KeyRing, SealError, secret_purpose
@@ -63,7 +63,9 @@ class SinkConfig:
     batch: BatchLimits | None = None
     """None: each notification is a request of its own."""
     queue: str | None = None
-    """On the broker's RabbitMQ, where notifications go into a queue; `sink` then names it too."""
+    """On the broker's RabbitMQ, where notifications go into a queue of its own; `sink` then names it too."""
+    amqp: AmqpSettings | None = None
+    """Where on the RabbitMQ of `sink`, where that is one."""
 
 
 async def load_sinks(engine: AsyncEngine, keys: KeyRing, wanted: Sequence[int]) -> list[SinkConfig]:
@@ -104,7 +106,8 @@ def _sink(row: Row[Any], keys: KeyRing, ring: SigningSet | None) -> SinkConfig:
     if SignatureScheme.ED25519 in schemes and ring is not None:
         seeds = ring.seeds
         changes.append(ring.changes_at)
-    queue = queue_name(row.oin, row.id) if row.protocol == Protocol.AMQP else None
+    queue = queue_name(row.oin, row.id) if row.protocol == Protocol.AMQP and row.sink is None else None
+    published = row.protocol == Protocol.AMQP and row.sink is not None
     return SinkConfig(
         row.key,
         row.id,
@@ -123,4 +126,5 @@ def _sink(row: Row[Any], keys: KeyRing, ring: SigningSet | None) -> SinkConfig:
         row.version,
         BatchLimits.of(row.protocol_settings),
         queue,
+        AmqpSettings.model_validate(row.protocol_settings) if published else None,
     )

@@ -43,6 +43,7 @@ async def create(
     """
     protocols.validate(body, sinks)
     shown = credentials.given(credentials.judged(body, sinks, datetime.now(UTC)))
+    protocols.check_identity(body, shown)
     asked = await filters.validate(connection, body, organisation_id=organisation_id)
     identity = uuid4()
     secret = None if body.protocol is Protocol.PULL else signing_secret()
@@ -54,7 +55,7 @@ async def create(
         **credentials.seal(shown, identity, keys),
     }
     if await _could_receive(connection, organisation_id, body):
-        values |= life_cycle.after_grant(body.protocol)
+        values |= life_cycle.after_grant(has_sink=body.sink is not None)
     else:
         values |= {"status": Status.REQUESTED, "status_reason": life_cycle.NO_GRANT}
     row: AnyRow = (await connection.execute(insert(subscriptions).values(values).returning(subscriptions))).one()
@@ -108,11 +109,12 @@ async def replace(
     shown = credentials.given(
         credentials.judged(body, sinks, datetime.now(UTC)), former, same_sink=body.sink == row.sink
     )
+    protocols.check_identity(body, shown)
     asked = await filters.validate(connection, body, organisation_id=row.organisation_id, subscription_id=row.id)
     values = _columns(body) | {"evaluated": asked.evaluated}
     if shown is not former:
         values |= credentials.seal(shown, row.id, keys)
-    if body.sink != row.sink:
+    if protocols.leads_elsewhere(row, body):
         values |= life_cycle.after_sink_change(row)
     asks_anew = any(values[name] != getattr(row, name) for name in ("types", "domain", "source"))
     if life_cycle.is_refused_by_registry(row) and asks_anew:
@@ -121,7 +123,7 @@ async def replace(
     if values.get("status", row.status) == Status.REQUESTED and await _could_receive(
         connection, row.organisation_id, body
     ):
-        values |= life_cycle.after_grant(body.protocol)
+        values |= life_cycle.after_grant(has_sink=body.sink is not None)
     changed: AnyRow | None = (
         await connection.execute(
             update(subscriptions)

@@ -29,8 +29,8 @@ def invalid_params(errors: Iterable[Mapping[str, Any]], location: Location | Non
         kind = error["type"]
         if kind == "json_invalid":
             place = []  # what follows is the offset, not a field
-        if place[:1] == ["sinkCredential"]:
-            del place[1:2]  # the kind of credential, by which pydantic chose the model: not a member
+        if place[:1] in (["sinkCredential"], ["protocolSettings"]):
+            del place[1:2]  # the kind of credential or settings, by which pydantic chose the model: not a member
         name = pointer(place) if where == "body" else ".".join(map(str, place))
         reason = _REASONS.get(kind) or error["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
         param = InvalidParam(location=where, name=name, code=kind.replace("_", "-"), reason=reason[:500])

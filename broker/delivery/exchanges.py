@@ -125,6 +125,16 @@ class Exchange(ABC):
             carrier.cancel()
 
 
+class QueueExchange(Exchange):
+    """An exchange whose answer may be a publisher confirm."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def confirmed(self) -> None:
+        """The queue has it."""
+
+
 class Waiting(Exchange):
     """An exchange whose end somebody awaits."""
 

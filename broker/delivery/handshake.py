@@ -21,10 +21,11 @@ from uuid import UUID
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from broker.delivery.amqp_targets import AmqpTarget
 from broker.delivery.asking import Asking
 from broker.delivery.client import Client
 from broker.delivery.exchanges import Answer, SendError, Target
-from broker.delivery.outcomes import OURS
+from broker.delivery.outcomes import OURS, Reason
 from broker.delivery.sender import Sender, Sink
 from broker.telemetry import HANDSHAKES, WORKER_ERRORS, log
 from schemas.problems import Unavailable
@@ -39,6 +40,7 @@ from subscriptions.consent import (
 )
 from subscriptions.life_cycle import Validation, activate, ask_later, claim_validations, handshake_failed
 from subscriptions.secrets import KeyRing
+from subscriptions.sink_urls import is_amqp
 from subscriptions.sinks import SinkConfig, load_sinks
 
 _POLL_SECONDS: Final = 1.0
@@ -52,6 +54,10 @@ _LONGEST_WAIT: Final = timedelta(minutes=10)
 _RENEWAL_WAIT: Final = timedelta(hours=8)
 _SILENT_WAIT: Final = timedelta(hours=1)
 _HINDERED_WAIT: Final = timedelta(seconds=30)
+_REFUSALS: Final = {
+    Reason.ACCESS: "the RabbitMQ doesn't let us in, or doesn't let us publish there",
+    Reason.QUEUE_MISSING: "the RabbitMQ has no such queue or exchange",
+}
 _TROUBLE: Final = (SQLAlchemyError, OSError, TimeoutError, Unavailable)
 
 
@@ -173,7 +179,8 @@ class Handshaker:
         limit = room if fresh_only else room - _KEPT_FOR_NEW
         async with self._engine.begin() as connection:
             due = await claim_validations(connection, limit, _CLAIM, fresh_only=fresh_only)
-            tokens = await issue_tokens(connection, due) if due and self._public_url else {}
+            asked = [each for each in due if not is_amqp(each.sink)]  # a RabbitMQ calls nobody back
+            tokens = await issue_tokens(connection, asked) if asked and self._public_url else {}
         if len(due) == limit:
             self._asking.ask()
         return due, tokens
@@ -192,7 +199,7 @@ class Handshaker:
 
     async def _config(self, validation: Validation) -> SinkConfig | None:
         """What its sink is shown; None: nothing."""
-        if self._keys is None or not validation.identified:
+        if self._keys is None or not (validation.identified or is_amqp(validation.sink)):
             return None
         for config in await load_sinks(self._engine, self._keys, [validation.key]):
             return config
@@ -206,8 +213,16 @@ class Handshaker:
             case Consent(rate):
                 HANDSHAKES.labels("consent").inc()
                 renew_at = self._settings.renew_at(now)
+                under = validation.claimed_until if is_amqp(sink) else None  # else its queue may have been changed
                 async with changing(self._engine) as connection:
-                    if await activate(connection, validation.id, sink=sink, allowed_rate=rate, renew_at=renew_at):
+                    if await activate(
+                        connection,
+                        validation.id,
+                        sink=sink,
+                        allowed_rate=rate,
+                        renew_at=renew_at,
+                        claimed_until=under,
+                    ):
                         await forget_tokens(connection, validation.id)
                 return
             case Refusal(reason):
@@ -239,7 +254,12 @@ class Handshaker:
     async def shake_hands(
         self, sink: str, token: str | None = None, config: SinkConfig | None = None
     ) -> Consent | Refusal | Silence:
-        """Ask one sink for its consent, offering the callback of `token`, showing what `config` says."""
+        """Ask one sink for its consent, offering the callback of `token`, showing what `config` says.
+
+        Of a RabbitMQ it is that it lets us publish to the target, with what only its owner can give.
+        """
+        if config is not None and config.amqp is not None:
+            return await self._try_out(config)
         headers = {"webhook-request-origin": self._origin, "user-agent": "Bode"}
         if self._settings.request_rate is not None:
             headers["webhook-request-rate"] = str(self._settings.request_rate)
@@ -255,3 +275,18 @@ class Handshaker:
         except ValueError as error:
             return Refusal(str(error))
         return read_consent(answer, self._origin)
+
+    async def _try_out(self, config: SinkConfig) -> Consent | Refusal | Silence:
+        try:
+            target = AmqpTarget.of(config, self._origin)
+            if target is None:
+                raise ValueError("not on a RabbitMQ")
+            await self._sender.try_out(target)
+        except SendError as error:
+            why = _REFUSALS.get(error.reason)
+            if why is None:
+                return Silence(f"no answer ({error.reason})", error.reason in OURS)
+            return Refusal(f"{why} ({error.reason})")
+        except ValueError as error:
+            return Refusal(str(error))
+        return Consent(None)

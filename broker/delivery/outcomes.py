@@ -43,6 +43,10 @@ class Reason(StrEnum):
     QUEUE_FULL = "queue-full"
     QUEUE_MISSING = "queue-missing"
     RABBITMQ = "rabbitmq-away"
+    ACCESS = "access-refused"
+    BLOCKED = "rabbitmq-blocked"
+    MESSAGE = "message-refused"
+    NOT_AMQP = "not-amqp"
 
 
 OURS: Final = frozenset({Reason.TOKEN_NOT_STORED, Reason.PROXY, Reason.RABBITMQ})

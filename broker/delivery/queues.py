@@ -10,7 +10,6 @@ a lane is under way at a time.
 
 import asyncio
 import contextlib
-from abc import abstractmethod
 from datetime import UTC, datetime
 from typing import Final
 
@@ -20,7 +19,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from pamqp.commands import Basic
 from pamqp.common import FieldValue
 
-from broker.delivery.exchanges import Exchange
+from broker.delivery.exchanges import QueueExchange
 from broker.delivery.outcomes import Reason
 from broker.ingest import amqp
 from broker.ingest.amqp import AmqpSettings
@@ -29,16 +28,6 @@ from broker.telemetry import WORKER_ERRORS, log
 SETTLE_SECONDS: Final = 3.0
 """A quorum queue that is new is not safe at once: see `amqp.declare`."""
 _CLOSE_SECONDS: Final = 1.0
-
-
-class QueueExchange(Exchange):
-    """An exchange whose answer may be a publisher confirm."""
-
-    __slots__ = ()
-
-    @abstractmethod
-    def confirmed(self) -> None:
-        """The queue has it."""
 
 
 class Queues:

@@ -14,12 +14,14 @@ from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
+from broker.delivery.amqp_targets import AmqpTarget
 from broker.delivery.authorization import Authorizer, TokenSource, source_of, standing
 from broker.delivery.client import Client
 from broker.delivery.envelopes import Envelope
-from broker.delivery.exchanges import Answer, Exchange, Target, Waiting
+from broker.delivery.exchanges import Answer, Exchange, QueueExchange, SendError, Target, Waiting
 from broker.delivery.outcomes import Outcome, Reason, judge
-from broker.delivery.queues import QueueExchange, Queues, message_of
+from broker.delivery.queues import Queues, message_of
+from broker.delivery.remote_queues import RemoteQueues
 from broker.delivery.retries import DEFAULT, Schedule
 from broker.delivery.signing import AsymmetricKey, Signer, SigningKey
 from broker.delivery.tls import TlsIdentity
@@ -33,7 +35,7 @@ _OURS: Final = frozenset(
 )
 """Headers that a subscription can't set."""
 _NOWHERE: Final = "https://queue.invalid/"
-"""In place of the URL of a sink that has none (RFC 6761, 6.4)."""
+"""In place of the URL of a sink that is not posted to (RFC 6761, 6.4)."""
 
 
 def delivery_id(subscription_id: UUID, sequence: int) -> str:
@@ -57,6 +59,8 @@ class Sink:
     """The line that every request has; empty where there is none, or one that changes."""
     tokens: TokenSource | None
     """Where the token comes from that requests need, where it changes."""
+    remote: AmqpTarget | None
+    """Where on the provider's RabbitMQ they go instead, published."""
 
     @classmethod
     def of(cls, config: SinkConfig, origin: str) -> "Sink":
@@ -65,9 +69,9 @@ class Sink:
         Raises:
             ValueError: when the configuration, which the API has checked, is not usable after all.
         """
-        target = Target.of(
-            _NOWHERE if config.queue is not None else config.sink, TlsIdentity.of_sink(config.identity.tls)
-        )
+        remote = AmqpTarget.of(config, origin)
+        url = config.sink if remote is None and config.queue is None else _NOWHERE
+        target = Target.of(url, TlsIdentity.of_sink(config.identity.tls))
         authorization = standing(config)
         given = {name: value for name, value in config.headers.items() if name.lower() not in _OURS}
         headers = {
@@ -88,6 +92,7 @@ class Sink:
             Envelope.of(config.id, config.subscriber_reference),
             authorization,
             source_of(config),
+            remote,
         )
 
     def alone(self, content: bytes) -> bytes:
@@ -166,18 +171,25 @@ class _Awaited(Sending):
 
 
 class Sender:
-    """Sends notifications over one client."""
+    """Sends notifications over one client, and into queues."""
 
-    def __init__(self, client: Client, authorizer: Authorizer | None = None, queues: Queues | None = None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        authorizer: Authorizer | None = None,
+        queues: Queues | None = None,
+        remote: RemoteQueues | None = None,
+    ) -> None:
         """Make one; without an authorizer or queues nothing is sent to sinks that need them."""
         self._client = client
         self._authorizer = authorizer
         self._queues = queues
+        self._remote = remote
 
     def begin(self, sink: Sink, sequence: int, event_key: int, body: bytes, sending: Sending) -> None:
         """Begin an attempt, whose outcome `sending` is told."""
         content = sink.envelope.compose(body, sequence)
-        if sink.config.queue is not None:
+        if sink.config.queue is not None or sink.remote is not None:
             self.begin_content(sink, f"{sink.id_prefix}{sequence}", event_key, content, sending)
             return
         data = sign_and_frame(sink, f"{sink.id_prefix}{sequence}", event_key, content, int(time.time()))
@@ -212,15 +224,28 @@ class Sender:
 
     def begin_content(self, sink: Sink, identity: str, trace: int, content: bytes, sending: Sending) -> None:
         """Begin an attempt whose body is ready, such as a batch; `sending` is told its outcome."""
-        queue, now = sink.config.queue, int(time.time())
-        if queue is None:
+        queue, remote, now = sink.config.queue, sink.remote, int(time.time())
+        if queue is None and remote is None:
             self.post(sink, sign_and_frame(sink, identity, trace, content, now), sending)
-        elif self._queues is None:
-            sending.failed(Reason.RABBITMQ)
-        else:
-            signatures = " ".join([key.sign(identity, now, content) for key in sink.keys])
-            message = message_of(content, CONTENT_TYPE, identity, now, signatures, traceparent(trace))
+            return
+        signatures = " ".join([key.sign(identity, now, content) for key in sink.keys])
+        message = message_of(content, CONTENT_TYPE, identity, now, signatures, traceparent(trace))
+        if remote is not None and self._remote is not None:
+            self._remote.begin(remote, message, sending)
+        elif queue is not None and self._queues is not None:
             self._queues.begin(queue, message, sending)
+        else:
+            sending.failed(Reason.RABBITMQ)
+
+    async def try_out(self, target: AmqpTarget) -> None:
+        """See whether we may publish to a provider's RabbitMQ.
+
+        Raises:
+            SendError: we may not, or it can't be reached.
+        """
+        if self._remote is None:
+            raise SendError(Reason.RABBITMQ)
+        await self._remote.try_out(target)
 
     async def send(self, sink: Sink, identity: str, trace: int, content: bytes) -> Outcome:
         """Post a body that isn't a delivery's, signed as all are, and wait for the outcome."""

@@ -9,6 +9,7 @@ from broker.api.app import create_app
 from broker.api.arrivals import Arrivals
 from broker.api.context import BrokerContext
 from broker.api.key_set import key_set_route
+from broker.delivery.amqp_targets import Server
 from broker.delivery.exchanges import Target
 from broker.delivery.fence import Fence, FenceError
 from broker.ingest.accept import Acceptor
@@ -35,6 +36,7 @@ from broker.telemetry import log
 from schemas.resources import Health
 from subscriptions.callers import Callers
 from subscriptions.context import Context, RouteDomain, no_route
+from subscriptions.sink_urls import is_amqp
 
 _BATCH_MAX_EVENTS = 1000
 _BATCH_MAX_BYTES = 4 << 20
@@ -111,7 +113,7 @@ def _context(resources: Resources, route_domain: RouteDomain) -> Context:
 
     def check_sink(url: str) -> str | None:
         try:
-            target = Target.of(url)
+            target = Server.of(url) if is_amqp(url) else Target.of(url)
             fence.check_port(target.port)
             fence.check_literal(target.host)
         except (ValueError, FenceError) as error:

@@ -20,6 +20,7 @@ from broker.delivery.own_identity import OwnIdentity
 from broker.delivery.proxy import Proxy, ProxyAddress
 from broker.delivery.queues import Queues
 from broker.delivery.recorder import Recorder
+from broker.delivery.remote_queues import RemoteQueues
 from broker.delivery.replays import Replays
 from broker.delivery.sender import Sender
 from broker.delivery.settings import DeliverySettings
@@ -100,7 +101,8 @@ class DeliverProcess:
             total_seconds=self._delivery.attempt_seconds,
             max_length=self._delivery.queue_max_length,
         )
-        sender = Sender(self._client, self._authorizer, self._queues)
+        self._remote_queues = RemoteQueues(self._client.dialler, total_seconds=self._delivery.attempt_seconds)
+        sender = Sender(self._client, self._authorizer, self._queues, self._remote_queues)
         self._recorder = Recorder(resources.pool, shards, self._delivery.linger_seconds)
         self._bodies = Bodies(resources.pool, resources.keys, self._delivery.body_cache_bytes)
         self._handshaker = Handshaker(
@@ -205,6 +207,7 @@ class DeliverProcess:
     def close(self) -> None:
         """Close connections to sinks."""
         self._authorizer.close()
+        self._remote_queues.close()
         self._client.close()
         self._fence.close()
 

@@ -40,6 +40,7 @@ from schemas.resources.life import (
     TestState,
 )
 from schemas.resources.previews import Preview, PreviewBody
+from schemas.resources.protocol_settings import AmqpSettings, HttpSettings, SignatureScheme
 from schemas.resources.registries import (
     Domain,
     DomainBody,
@@ -59,13 +60,11 @@ from schemas.resources.registries import (
 from schemas.resources.subscriptions import (
     HandshakeConsent,
     Health,
-    HttpSettings,
     Ordering,
     Protocol,
     RetryPolicy,
     RotatedSecret,
     SecretRotation,
-    SignatureScheme,
     Status,
     Subscription,
     SubscriptionBody,
@@ -78,6 +77,7 @@ from schemas.resources.subscriptions import (
 __all__ = [
     "DOMAIN_PATTERN",
     "GRANT_TYPE_PATTERN",
+    "AmqpSettings",
     "ApprovalBody",
     "DataFinding",
     "DataFindingPage",

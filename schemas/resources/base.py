@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Annotated, Final, Generic, TypeVar
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
@@ -36,6 +36,11 @@ def _in_utc(moment: datetime) -> datetime:
         return moment.astimezone(UTC)
     except OverflowError:
         raise PydanticCustomError("moment", "must be from the year 1 to 9999 in UTC") from None
+
+
+def either(name: str) -> AliasChoices:
+    """A name in camelCase, or all in lower case as the CloudEvents Subscriptions API has it."""
+    return AliasChoices(name, name.lower())
 
 
 Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]

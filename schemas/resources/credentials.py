@@ -24,7 +24,7 @@ def _without_colon(text: str) -> str:
 
 
 class PlainCredential(Resource):
-    """An identifier and a secret, sent as `Authorization: Basic` (RFC 7617)."""
+    """An identifier and a secret, sent as `Authorization: Basic` (RFC 7617), or to a RabbitMQ by SASL (RFC 4616)."""
 
     credential_type: Literal["PLAIN"] = Field(description="The kind of credential.", examples=["PLAIN"])
     identifier: Annotated[Visible, AfterValidator(_without_colon)] = Field(

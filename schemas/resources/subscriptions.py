@@ -5,23 +5,19 @@ from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, AliasChoices, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from schemas.resources.base import Answer, EventType, Page, Printable, Resource
+from schemas.resources.base import Answer, EventType, Page, Printable, Resource, either
 from schemas.resources.credentials import SinkCredential, SinkIdentity, SinkTls
-
-_RESERVED_HEADERS: Final = frozenset(
-    {
-        "authorization", "connection", "cookie", "cookie2", "date", "expect", "forwarded", "host", "http2-settings",
-        "keep-alive", "range", "te", "trailer", "traceparent", "tracestate", "transfer-encoding", "upgrade",
-        "user-agent", "via",
-    }
-)  # fmt: skip
-_RESERVED_HEADER_PREFIXES: Final = ("accept-", "ce-", "content-", "if-", "proxy-", "sec-", "webhook-", "x-forwarded-")
-_LONGEST_HEADER_NAME: Final = 100
-_HEADERS_BYTES: Final = 8192
-"""Of all headers together: what servers take of a request's head is little more."""
+from schemas.resources.protocol_settings import ProtocolSettings
 
 
 def _iso_duration(value: timedelta) -> str:
@@ -37,7 +33,7 @@ Delay = Annotated[
 
 
 class Protocol(StrEnum):
-    """How notifications are delivered: posted to a sink, put into a queue of the provider's, or fetched by it."""
+    """How notifications are delivered: posted to a sink, published to a RabbitMQ, or fetched by their provider."""
 
     HTTP = "HTTP"
     AMQP = "AMQP"
@@ -62,79 +58,6 @@ class Ordering(StrEnum):
     SUBJECT = "subject"
     SUBSCRIPTION = "subscription"
     NONE = "none"
-
-
-def _sendable_headers(headers: dict[str, str] | None) -> dict[str, str] | None:
-    for name, value in (headers or {}).items():
-        if not name or not name.isascii() or not all(char.isalnum() or char in "!#$%&'*+-.^_`|~" for char in name):
-            raise PydanticCustomError("header", "must be named by HTTP header names")
-        if name.lower() in _RESERVED_HEADERS or name.lower().startswith(_RESERVED_HEADER_PREFIXES):
-            raise PydanticCustomError("header", "must not set headers of credentials, framing or notification itself")
-        if not (value.isascii() and value.isprintable()) or value != value.strip():
-            raise PydanticCustomError("header", "must have values of printable ASCII")
-        if len(name) > _LONGEST_HEADER_NAME:
-            raise PydanticCustomError("header", f"must have names of {_LONGEST_HEADER_NAME} characters at most")
-    if len({name.lower() for name in headers or ()}) < len(headers or ()):
-        raise PydanticCustomError("header", "must not set a header twice: case makes no difference in names")
-    if sum(len(name) + len(value) + 4 for name, value in (headers or {}).items()) > _HEADERS_BYTES:
-        raise PydanticCustomError("header", f"must have {_HEADERS_BYTES} bytes at most together")
-    return headers
-
-
-class SignatureScheme(StrEnum):
-    """A signature scheme of Standard Webhooks."""
-
-    HMAC_SHA256 = "v1"
-    ED25519 = "v1a"
-
-
-def _unlike(schemes: list[SignatureScheme] | None) -> list[SignatureScheme] | None:
-    if schemes is not None and len(set(schemes)) < len(schemes):
-        raise PydanticCustomError("signatures", "must not name a scheme twice")
-    return schemes
-
-
-class BatchSettings(Resource):
-    """Up to what notifications are sent together, as `application/cloudevents-batch+json`."""
-
-    max_count: int = Field(default=100, ge=2, le=1000, description="Notifications in one request, at most.")
-    max_bytes: int = Field(
-        default=1_048_576,
-        ge=4096,
-        le=4_194_304,
-        description="Bytes of one request's body, at most; a notification that is larger goes alone.",
-    )
-    linger_milliseconds: int = Field(
-        default=100,
-        ge=0,
-        le=60_000,
-        description="How long a notification waits for others, at most, when there is no backlog; 0: not at all.",
-    )
-
-
-class HttpSettings(Resource):
-    """How the HTTP request of a notification is made."""
-
-    headers: Annotated[dict[str, Annotated[str, Field(max_length=1024)]], AfterValidator(_sendable_headers)] | None = (
-        Field(
-            default=None,
-            max_length=20,
-            description="Headers added to each notification. They are shown when read: no place for credentials.",
-            examples=[{"X-Department": "burgerzaken"}],
-        )
-    )
-    method: Literal["POST"] = Field(default="POST", description="HTTP method; notifications are posted.")
-    signatures: Annotated[list[SignatureScheme], Field(min_length=1), AfterValidator(_unlike)] | None = Field(
-        default=None,
-        description="Signatures that each notification bears: `v1` (HMAC-SHA256 with the subscription's secret; the "
-        "default) and `v1a` (Ed25519 with the broker's key, of which the public half is at /.well-known/jwks.json).",
-        examples=[["v1", "v1a"]],
-    )
-    batch: BatchSettings | None = Field(
-        default=None,
-        description="Send notifications in batches: JSON arrays, also when there is only one; absent: each alone.",
-        examples=[{"maxCount": 100, "maxBytes": 1_048_576, "lingerMilliseconds": 100}],
-    )
 
 
 class RetryPolicy(Resource):
@@ -169,11 +92,6 @@ _EXAMPLE: Final[dict[str, Any]] = {
 }
 
 
-def _either(name: str) -> AliasChoices:
-    """A name in camelCase, or all in lower case as the CloudEvents Subscriptions API has it."""
-    return AliasChoices(name, name.lower())
-
-
 def _check_config(config: dict[str, str]) -> dict[str, str]:
     seconds = config.get(HEARTBEAT_SECONDS)
     if seconds is not None and not (
@@ -193,31 +111,33 @@ class SubscriptionBody(Resource):
 
     sink: Annotated[str, Field(min_length=1, max_length=2048)] | None = Field(
         default=None,
-        description="Absolute http(s) URL that notifications are posted to; no user, password or fragment. Required "
-        "for HTTP; a subscription that is pulled has none.",
+        description="Absolute http(s) URL that notifications are posted to (HTTP), or the RabbitMQ that they are "
+        "published to (AMQP): `amqps://host[:port][/virtual host]`, the virtual host percent-encoded, `/` where it is "
+        "absent. No user, password or fragment. Required for HTTP; a subscription that is pulled has none.",
         examples=[_SINK],
         json_schema_extra={"format": "uri"},
     )
     protocol: Protocol = Field(
-        description="How notifications are delivered: `HTTP` posts them to the sink; `AMQP` puts them into your "
-        "queue on the broker's RabbitMQ, without sink and handshake; with `PULL` you fetch them, and there is no sink, "
-        "handshake, signing secret or retry. It can't be changed later.",
+        description="How notifications are delivered: `HTTP` posts them to the sink; `AMQP` publishes them to your "
+        "RabbitMQ (the sink), or, without sink, puts them into your queue on the broker's; with `PULL` you fetch them, "
+        "and there is no sink, handshake, signing secret or retry. It can't be changed later.",
         examples=["HTTP"],
     )
-    protocol_settings: HttpSettings | None = Field(
+    protocol_settings: ProtocolSettings | None = Field(
         default=None,
-        validation_alias=_either("protocolSettings"),
-        description="How the HTTP request is made.",
+        validation_alias=either("protocolSettings"),
+        description="How the HTTP request is made, or where on the RabbitMQ of the sink notifications go.",
     )
     sink_credential: SinkCredential | None = Field(
         default=None,
-        validation_alias=_either("sinkCredential"),
-        description="What the sink asks to see. Stored encrypted, and never shown: absent leaves it as it is, null "
-        "takes it away, and so does another sink, which must not see it.",
+        validation_alias=either("sinkCredential"),
+        description="What the sink asks to see; for a RabbitMQ a user and its password (`PLAIN`). Stored encrypted, "
+        "and never shown: absent leaves it as it is, null takes it away, and so does another sink, which must not see "
+        "it.",
     )
     sink_tls: SinkTls | None = Field(
         default=None,
-        validation_alias=_either("sinkTls"),
+        validation_alias=either("sinkTls"),
         description="How we show ourselves to the sink in TLS, and whom we believe. Stored encrypted, and given as a "
         "whole; stays and goes as `sinkCredential` does.",
     )
@@ -302,12 +222,12 @@ class SubscriptionPatch(_ReadOnly):
     sink: str | None = Field(default=None, description="As in a subscription.", examples=[_SINK])
     protocol: Protocol | None = Field(default=None, description="As in a subscription.")
     protocol_settings: dict[str, Any] | None = Field(
-        default=None, validation_alias=_either("protocolSettings"), description="As in a subscription; merged."
+        default=None, validation_alias=either("protocolSettings"), description="As in a subscription; merged."
     )
     sink_credential: Any = Field(
-        default=None, validation_alias=_either("sinkCredential"), description="As in a subscription."
+        default=None, validation_alias=either("sinkCredential"), description="As in a subscription."
     )
-    sink_tls: Any = Field(default=None, validation_alias=_either("sinkTls"), description="As in a subscription.")
+    sink_tls: Any = Field(default=None, validation_alias=either("sinkTls"), description="As in a subscription.")
     source: str | None = Field(default=None, description="As in a subscription.")
     domain: str | None = Field(default=None, description="As in a subscription.")
     types: list[str] | None = Field(default=None, description="As in a subscription; replaced as a whole.")
@@ -356,7 +276,7 @@ class Subscription(Answer):
     organisation: str = Field(description="OIN of the provider.", examples=["00000001823288444000"])
     sink: str | None = Field(
         default=None,
-        description="Where notifications are posted; absent: they are pulled, or go into a queue.",
+        description="Where notifications are posted or published; absent: they are pulled, or go into `queue`.",
         json_schema_extra={"format": "uri"},
     )
     queue: str | None = Field(
@@ -365,7 +285,9 @@ class Subscription(Answer):
         examples=["bode.deliver.00000001823288444000.5148d940-aaaa-4f8e-aaef-c559e26e09dc"],
     )
     protocol: Protocol = Field(description="How notifications are delivered.")
-    protocol_settings: HttpSettings | None = Field(default=None, description="How the HTTP request is made.")
+    protocol_settings: ProtocolSettings | None = Field(
+        default=None, description="How the HTTP request is made, or where on the RabbitMQ notifications go."
+    )
     sink_identity: SinkIdentity | None = Field(
         default=None,
         description="What the sink is shown of us by `sinkCredential` and `sinkTls`, without secrets; absent: nothing.",

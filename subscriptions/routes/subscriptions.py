@@ -277,7 +277,7 @@ def _members(request: Request, row: AnyRow, oin: str, health: Health, caller: Ca
     identity = _sink_identity(request, row)
     if identity is not None:
         said["sinkIdentity"] = identity
-    if row.protocol == Protocol.AMQP:
+    if row.protocol == Protocol.AMQP and row.sink is None:
         said["queue"] = protocols.queue_name(oin, row.id)
     return said | {
         "url": f"{api_url(request)}/subscriptions/{row.id}",

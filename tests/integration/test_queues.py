@@ -15,6 +15,7 @@ import pytest
 from accepting import Publisher
 from delivering import Delivering, delivering
 from local_processes import marked, until_registered
+from queued import ended, taken
 from standardwebhooks.webhooks import Webhook
 
 from broker.delivery import queues
@@ -44,30 +45,6 @@ async def subscribe(bode: Delivering, publisher: Publisher, **members: Any) -> A
     assert made.status == 201, made.text
     assert made.json["status"] == "active", "there is no sink to ask"
     return made.json
-
-
-async def ended(bode: Delivering, identity: str, count: int, seconds: float = 60) -> list[Any]:
-    key = (await bode.row(UUID(identity)))["key"]
-    async with asyncio.timeout(seconds):
-        while True:
-            rows = list(await bode.deliveries(key))
-            if sum(row["state"] != "pending" for row in rows) >= count:
-                return rows
-            await asyncio.sleep(0.05)
-
-
-async def taken(at: aio_pika.abc.AbstractChannel, queue: str, count: int) -> list[aio_pika.abc.AbstractIncomingMessage]:
-    """As many messages from a queue."""
-    messages: list[aio_pika.abc.AbstractIncomingMessage] = []
-    source = await at.get_queue(queue)
-    async with asyncio.timeout(30):
-        while len(messages) < count:
-            message = await source.get(fail=False, no_ack=True)
-            if message is None:
-                await asyncio.sleep(0.05)
-            else:
-                messages.append(message)
-    return messages
 
 
 async def test_notifications_go_into_the_queue_signed_persistent_and_in_order(url: str, rabbitmq: RabbitMQ) -> None:
