@@ -23,6 +23,14 @@ class Measure(StrEnum):
     LATENCY = "latency"
 
 
+class To(StrEnum):
+    """Where notifications go."""
+
+    HTTP = "http"
+    QUEUE = "queue"
+    RABBITMQ = "rabbitmq"
+
+
 _MATRIX_WIDTH: Final = 150
 _MATRIX: Final = ([1, 10, 100], [1, 10, 1000], [1000, 32 * 1024])
 
@@ -51,16 +59,21 @@ def deliver(
     batch: Annotated[
         list[int] | None, typer.Option(min=0, max=1000, help="Notifications in a request; 0: no batches. Repeatable.")
     ] = None,
+    to: Annotated[
+        To, typer.Option(help="Where to: sinks over HTTP, queues on the broker's RabbitMQ, or on another (no TLS).")
+    ] = To.HTTP,
     plot: Annotated[Path | None, typer.Option(help="Write a picture, in SVG.")] = None,
     json_output: JsonOutput = False,
 ) -> None:
     """Measure delivery end to end, with real parts, beside bare loops. Options with several values make a matrix."""
     from broker.tools import bench_plot
     from broker.tools.bench_deliver import Bench, Options
-    from broker.tools.bench_installation import Workload
+    from broker.tools.bench_installation import Destination, Workload
     from broker.tools.bench_report import Report, Run, table
     from broker.tools.bench_report import matrix as matrix_table
 
+    if to is not To.HTTP and (measure is not Measure.THROUGHPUT or batch):
+        raise typer.BadParameter("queues have --measure throughput alone, and no batches")
     console = Console(stderr=json_output)
     wide = Console(stderr=json_output, width=max(console.width, _MATRIX_WIDTH))
     fan_outs, sink_counts, payloads = _MATRIX if matrix else ([10, 1], [1], [1000])
@@ -73,6 +86,7 @@ def deliver(
             deliver_processes,
             ingest_processes,
             batch=together,
+            to=Destination(to),
         )
         for size in payload or payloads
         for many in fan_out or fan_outs

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +27,7 @@ import asyncpg
 
 from broker.tools import bench_resources as resources
 from broker.tools import bench_yardsticks as yardsticks
-from broker.tools.bench_installation import FULL, REGISTRY, STEADY, Installation, Workload
+from broker.tools.bench_installation import FULL, REGISTRY, STEADY, Destination, Installation, Workload
 from broker.tools.bench_publisher import publisher
 from broker.tools.bench_report import Latency, Report, Run, Throughput
 from broker.tools.bench_sink import Sink, clocked_sink, fast_sink
@@ -87,7 +87,13 @@ class Bench:
             sinks: dict[str, Sink] = {FULL: await stack.enter_async_context(fast_sink(folder / "fast", workload.sinks))}
             if self._options.latency:
                 sinks[STEADY] = await stack.enter_async_context(clocked_sink(folder / "clocked", workload.sinks))
-            installation = Installation(folder / "installation", workload, postgres, self._rabbit)
+            remote = None
+            if workload.to is Destination.RABBITMQ:
+                remote = await stack.enter_async_context(RabbitMQ(folder / "remote"))
+            if workload.to is not Destination.HTTP:  # the receiver is the queue, which nobody reads
+                pids = tuple(resources.processes_named("beam.smp", folder / "remote")) if remote is not None else ()
+                sinks[FULL] = replace(sinks[FULL], kind=f"queues ({workload.to})", pids=pids)
+            installation = Installation(folder / "installation", workload, postgres, self._rabbit, remote)
             await installation.prepare(sinks)
             self.environment = {
                 "cpus": os.cpu_count(),

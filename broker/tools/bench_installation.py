@@ -8,8 +8,10 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from pydantic import SecretStr
@@ -43,6 +45,16 @@ _ENVELOPE_BYTES: Final = 380
 """About what an event of the benchmark has beside its filling."""
 
 
+class Destination(StrEnum):
+    """Where notifications go."""
+
+    HTTP = "http"
+    QUEUE = "queue"
+    """Queues on the broker's RabbitMQ, one for each subscription."""
+    RABBITMQ = "rabbitmq"
+    """Such queues on another RabbitMQ, without TLS."""
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """What is measured: how many subscriptions match an event, at how many sinks they are, and how big it is."""
@@ -56,6 +68,7 @@ class Workload:
     subjects: int = 1000
     batch: int = 0
     """Notifications in one request at most; 0: each is a request of its own."""
+    to: Destination = Destination.HTTP
 
     @property
     def groups(self) -> int:
@@ -71,9 +84,18 @@ class Workload:
 class Installation:
     """Bode on a fresh database, and a RabbitMQ that others may have used before."""
 
-    def __init__(self, folder: Path, workload: Workload, postgres: Postgres, rabbit: RabbitMQ) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        workload: Workload,
+        postgres: Postgres,
+        rabbit: RabbitMQ,
+        remote: RabbitMQ | None = None,
+    ) -> None:
+        """Make it; `remote` is the RabbitMQ of a provider, where notifications go to one."""
         self.postgres = postgres
         self.rabbit = rabbit
+        self._remote = remote
         self.workload = workload
         self._folder = folder
         self._key = generate_encryption_key()
@@ -87,7 +109,7 @@ class Installation:
         self._folder.mkdir()
         engine = create_engine(DatabaseSettings(url=SecretStr(self.postgres.url)))
         keys = KeyRing([self._key])
-        rules = SinkRules(allow_http=True, check=lambda _: None)
+        rules = SinkRules(allow_http=True, check=lambda _: None, offer_queues=True)
         filters = FilterRules(lambda condition: cost(condition).evaluated_always, most_evaluated=0)
         try:
             await migrate(engine)
@@ -97,12 +119,13 @@ class Installation:
                 assert provider is not None
                 for kind, sink in sinks.items():
                     for number in range(self.workload.groups * self.workload.fan_out):
-                        url = sink.url(number % self.workload.sinks)
-                        body = SubscriptionBody.model_validate(self._subscription(kind, number, url))
+                        said = self._subscription(kind, number, sink.url(number % self.workload.sinks))
+                        body = SubscriptionBody.model_validate(said)
                         made, _ = await service.create(
                             connection, body, organisation_id=provider.id, keys=keys, sinks=rules, filters=filters
                         )
-                        await life_cycle.activate(connection, made.id, sink=url)
+                        if body.sink is not None:
+                            await life_cycle.activate(connection, made.id, sink=body.sink)
         finally:
             await engine.dispose()
         self.provider_key = identities.providers["gemeente"].key
@@ -110,6 +133,8 @@ class Installation:
         rabbitmq = AmqpSettings(url=SecretStr(self.rabbit.url()))
         async with await amqp.connect(rabbitmq, "bode bench") as broker:
             await amqp.declare(broker, rabbitmq.queues)
+        if self._remote is not None:
+            await self._declare(self._remote)
 
     @asynccontextmanager
     async def processes(
@@ -153,8 +178,33 @@ class Installation:
         self._made += count
         return made
 
+    async def _declare(self, remote: RabbitMQ) -> None:
+        """The queues there, as a provider would: quorum queues."""
+        async with await amqp.connect(AmqpSettings(url=SecretStr(remote.url())), "bode bench") as provider:
+            async with provider.channel() as channel:
+                for number in range(self.workload.groups * self.workload.fan_out):
+                    await channel.declare_queue(f"bench.{number}", durable=True, arguments={"x-queue-type": "quorum"})
+
     def _subscription(self, kind: str, number: int, url: str) -> dict[str, Any]:
-        body: dict[str, Any] = {"sink": url, "protocol": "HTTP", "types": [kind]}
+        body: dict[str, Any] = {"types": [kind]}
+        match self.workload.to:
+            case Destination.HTTP:
+                body |= {"sink": url, "protocol": "HTTP"}
+            case Destination.QUEUE:
+                body |= {"protocol": "AMQP"}
+            case Destination.RABBITMQ:
+                assert self._remote is not None
+                server = urlsplit(self._remote.url())
+                body |= {
+                    "sink": f"amqp://{server.hostname}:{server.port}{server.path}",
+                    "protocol": "AMQP",
+                    "protocolSettings": {"address": f"/queues/bench.{number}"},
+                    "sinkCredential": {
+                        "credentialType": "PLAIN",
+                        "identifier": server.username,
+                        "secret": server.password,
+                    },
+                }
         if self.workload.batch:
             body["protocolSettings"] = {"batch": {"maxCount": self.workload.batch}}
         if self.workload.groups > 1:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from rich.table import Table
 
-from broker.tools.bench_installation import Workload
+from broker.tools.bench_installation import Destination, Workload
 from broker.tools.bench_yardsticks import Yardstick
 
 YARDSTICKS: Final = {
@@ -110,6 +110,7 @@ class Report:
         return (
             f"fan-out {workload.fan_out:,}, {workload.sinks:,} sink{'' if workload.sinks == 1 else 's'}, "
             f"{workload.payload_bytes:,} bytes{f', batches of {workload.batch:,}' if workload.batch else ''}"
+            f"{'' if workload.to is Destination.HTTP else f', to {workload.to}'}"
         )
 
 
