@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -71,7 +72,8 @@ class ForwardProxy:
 
 
 async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65536):
-        writer.write(data)
-        await writer.drain()
+    with contextlib.suppress(OSError):  # one side was cut: the other is, too
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
     writer.transport.abort()

@@ -84,3 +84,14 @@ def test_bench_changes_are_seen_by_the_very_next_events(tmp_path: Path) -> None:
     assert (report["subscriptions"], report["rounds"]) == (30, 3)
     assert report["applied_per_second"] > 0
     assert report["applied_version"] >= 60
+
+
+@pytest.mark.timeout(900)
+def test_bench_deliver_measures_queues_on_another_rabbitmq(tmp_path: Path) -> None:
+    options = "--fan-out 2 --sinks 2 --deliveries 100 --runs 1 --measure throughput --to rabbitmq"
+    [report], said = bench(tmp_path, "deliver", *options.split())
+    assert (report["workload"]["to"], report["environment"]["receiver"]) == ("rabbitmq", "queues (rabbitmq)")
+    [run] = report["runs"]
+    assert set(run["throughput"]["cpu_us"]) == KINDS
+    assert run["throughput"]["receiver_cpu_us"] > 0, "it is the other RabbitMQ"
+    assert "to rabbitmq" in said
