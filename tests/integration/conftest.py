@@ -9,7 +9,7 @@ from played_sink import FENCE
 
 from broker.delivery.client import Client
 
-pytest.register_assert_rewrite("engine_model")
+pytest.register_assert_rewrite("engine_model", "model_events", "model_pulls", "model_disturbances")
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,47 @@ class Asked:
     last: int
 
 
+@dataclass(frozen=True)
+class CorrectedBy:
+    """A correction of an event that had a delay; times are real."""
+
+    event: str
+    withdrawn: bool
+    began: float
+    answered: float
+    number: int | None
+    """Its own, where it matched."""
+
+
+@dataclass
+class Delay:
+    """Its delay is over between these, in real time."""
+
+    begin: float
+    end: float
+    corrections: list[CorrectedBy] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a pull showed, and the cursor that takes it over."""
+
+    through: int
+    cursor: str
+    shown: frozenset[int]
+    """As events; the rest were tombstones."""
+
+
+@dataclass
+class Pulled:
+    """How far a provider that pulls has come."""
+
+    through: int = 0
+    taken: set[int] = field(default_factory=set)
+    """Shown as events by a pull whose cursor was acknowledged."""
+    offers: list[Offer] = field(default_factory=list)
+
+
 @dataclass
 class Expected:
     """A subscription as the model knows it. Index 0 is number 1."""
@@ -75,6 +116,13 @@ class Expected:
     """Dead letters that were made pending again, by number: just before that, in real time."""
     replays: list[Asked] = field(default_factory=list)
     ended: bool = False
+    protocol: str = "HTTP"
+    pulled: Pulled | None = None
+    """Set where nothing is sent."""
+    shown: set[int] = field(default_factory=set)
+    """As events, by any pull."""
+    delays: dict[int, Delay] = field(default_factory=dict)
+    """Of numbers whose type has one."""
 
 
 @dataclass
@@ -120,9 +168,17 @@ class Evidence:
                 continue
             self.replayed[name] = apart = []
             kept: list[Arrival] = []
+            known = set[int]()
             for arrival in self.arrivals[name]:
-                (apart if self._is_replayed(subscription, arrival) else kept).append(arrival)
+                first = arrival.sequence not in known and self._cannot_be_replayed(subscription, arrival)
+                known.add(arrival.sequence)
+                (kept if first or not self._is_replayed(subscription, arrival) else apart).append(arrival)
             self.arrivals[name] = kept
+
+    def _cannot_be_replayed(self, subscription: Expected, arrival: Arrival) -> bool:
+        """The first of a number that never died: a queue may give it when its confirm has long been recorded."""
+        seen = self.seen[subscription.key, arrival.sequence]
+        return subscription.protocol == "AMQP" and not any(row["state"] == "dead" for row in seen)
 
     def _is_replayed(self, subscription: Expected, arrival: Arrival) -> bool:
         if not any(
@@ -135,6 +191,16 @@ class Evidence:
     def _replays_of(self, subscription: Expected, sequence: int) -> list[Arrival]:
         name = next(name for name, each in self.subscriptions.items() if each is subscription)
         return [arrival for arrival in self.replayed.get(name, ()) if arrival.sequence == sequence]
+
+    def _sent(self) -> Iterator[tuple[str, Expected]]:
+        """The subscriptions with a sink, whose arrivals tell who sent them."""
+        return ((name, each) for name, each in self.subscriptions.items() if each.protocol == "HTTP")
+
+    def _disturbed(self, arrival: Arrival) -> list[float]:
+        """When the process that sent it was disturbed; any process, if it doesn't tell."""
+        if arrival.process in self.processes:
+            return self.processes[arrival.process].disturbed
+        return [moment for process in self.processes.values() for moment in process.disturbed]
 
     def _each(self) -> Iterator[tuple[Expected, Arrival]]:
         for name, arrivals in self.arrivals.items():

@@ -4,7 +4,7 @@ Each function of `Promises` returns what is wrong, in words; an empty list is wh
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
@@ -33,6 +33,8 @@ WHERE numbers.subscription = ANY($1::bigint[])
 """One statement, so one snapshot: what is counted and what is there."""
 SHORTEST: Final = 0.8
 """Of a wait of the schedule, which varies by ±20 %."""
+CORRECTED: Final = ("corrected:", "withdrawn:", "withdrawal:")
+"""How the reasons of what a correction cancelled begin; `model_promises` looks closer."""
 _EPSILON: Final = 0.002
 _STATEMENT_SECONDS: Final = 0.5
 """A statement that began before a shard changed hands, and was seen after it, may be so late."""
@@ -49,11 +51,14 @@ class Promises(Evidence):
 
     def wrong(self) -> list[str]:
         """Everything that breaks a promise."""
-        checks = (
+        return [f"{check.__name__}: {found}" for check in self.checks() for found in check()]
+
+    def checks(self) -> Sequence[Callable[[], Iterator[str]]]:
+        """Each says what is wrong."""
+        return (
             self.numbers, self.ends, self.order, self.repetitions, self.strays, self.records, self.schedule,
             self.sinks, self.silence, self.again,
         )  # fmt: skip
-        return [f"{check.__name__}: {found}" for check in checks for found in check()]
 
     # promise 5
 
@@ -79,6 +84,9 @@ class Promises(Evidence):
                 continue  # told by `numbers`
             name = f"{subscription.key}#{sequence}"
             match row["state"]:
+                case "delivered" if subscription.pulled is not None:
+                    if sequence not in subscription.pulled.taken:
+                        yield f"{name} is delivered, and nobody took it over"
                 case "delivered":
                     if not any(arrival.accepted for arrival in [*arrivals, *self._replays_of(subscription, sequence)]):
                         yield f"{name} is delivered, and no sink accepted it"
@@ -91,6 +99,7 @@ class Promises(Evidence):
                     caused = caused or (
                         row["reason"].startswith("hold-cancelled") and row["sequence"] in subscription.hold_cancelled
                     )
+                    caused = caused or (row["reason"].startswith(CORRECTED) and bool(subscription.delays))
                     if not caused and not (row["reason"] == "subscription-ended" and subscription.ended):
                         yield f"{name} is cancelled for {row['reason']}, which nobody did"
                 case state:
@@ -134,7 +143,7 @@ class Promises(Evidence):
             return True  # it freed its lane then, and was retried or replayed after
         if row is None or row["state"] not in ("dead", "cancelled"):
             return False
-        return seen[-1]["at"] <= at or len(before) >= min(row["attempts"], len(subscription.waits) + 1)
+        return seen[-1]["at"] <= at or len(before) >= max(1, min(row["attempts"], len(subscription.waits) + 1))
 
     # promise 4
 
@@ -145,7 +154,7 @@ class Promises(Evidence):
         planned. For one cause a sink gets no more again than can be in flight to it.
         """
         found = Counter[tuple[str, str]]()
-        for name, subscription in self.subscriptions.items():
+        for name, subscription in self._sent():
             for sequence, arrivals in numbered(self.arrivals[name]).items():
                 failures = [row["reason"] for row in self.attempts[subscription.key, sequence]]
                 lost = sum(reason in ("timed-out", "connection-closed") for reason in failures)
@@ -195,7 +204,7 @@ class Promises(Evidence):
         What was under way when a process was stopped or its shard was taken may still come in: no more than the limit
         for each sink. One that was cut off from the database learns of its loss at its next renewal.
         """
-        for name, subscription in self.subscriptions.items():
+        for name, subscription in self._sent():
             strays = Counter(a.process for a in self.arrivals[name] if self._stray(subscription, a))
             for process, count in strays.items():
                 losses = max(len(self.processes[process].disturbed), self._losses(subscription, process))
@@ -227,7 +236,7 @@ class Promises(Evidence):
             if row is not None and row["attempts"] > len(subscription.waits) + 1:
                 yield f"{subscription.key}#{sequence} had {row['attempts']} attempts"
             failures = 0
-            for former, again in pairwise(arrivals):
+            for former, again in pairwise(arrivals if subscription.protocol == "HTTP" else []):
                 if any(former.begun <= at <= again.begun for at in subscription.retried.get(sequence, ())):
                     failures = 0  # it has all its attempts anew
                     continue
@@ -268,7 +277,7 @@ class Promises(Evidence):
 
     def sinks(self) -> Iterator[str]:
         """While Retry-After holds, or after ten failures in a row, a sink gets no more than what is under way."""
-        for name, subscription in self.subscriptions.items():
+        for name, subscription in self._sent():
             by_process: dict[str, list[Arrival]] = defaultdict(list)
             for arrival in self.arrivals[name]:
                 by_process[arrival.process].append(arrival)
@@ -308,7 +317,7 @@ class Promises(Evidence):
             for begin, until, since, before in subscription.held:
                 if arrival.sequence in since and begin < arrival.begun < until:
                     yield f"{arrival} came while it was held"
-                calm = not any(moment < arrival.begun for moment in self.processes[arrival.process].disturbed)
+                calm = not any(moment < arrival.begun for moment in self._disturbed(arrival))
                 if arrival.sequence in before and begin + 1.0 < arrival.begun < until and calm:
                     yield f"{arrival} came {arrival.begun - begin:.3f} s after it had been held"
             for begin, until, first, last in subscription.quiet:
@@ -318,8 +327,7 @@ class Promises(Evidence):
             if row is None or row["reason"] != "grant-ended" or arrival.sequence in subscription.retried:
                 continue
             at = next(at for at in subscription.revoked if at > subscription.accepted_by[arrival.sequence - 1])
-            disturbed = self.processes[arrival.process].disturbed
-            if arrival.begun > at + 1.0 and not any(moment < arrival.begun for moment in disturbed):
+            if arrival.begun > at + 1.0 and not any(moment < arrival.begun for moment in self._disturbed(arrival)):
                 yield f"{arrival} came {arrival.begun - at:.3f} s after its grant had been revoked"
 
     # replays

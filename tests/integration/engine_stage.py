@@ -8,26 +8,34 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
+import aio_pika
 from accepting import Broker, broker
+from broker_api import serve
 from delivering import API
 from delivery_evidence import WATCH
 from delivery_processes import Host
 from managing import KEY, World
 from scripted_sinks import ScriptedSinks
 
+from broker.api import pulling
 from broker.storage import leases
 from broker.storage.leases import SHARD_LEASE
+from tests.chaos.proxy import Link
 
 T = TypeVar("T")
+_API: Final = API.model_copy(update={"rate_per_second": 100_000, "burst": 1_000_000})
+"""Whoever pulls may ask as often as a test likes."""
 
 
 class Stage:
     """What all examples share: a database, the host of the processes, sinks, and an event loop beside the test."""
 
-    def __init__(self, url: str, folder: Path, delivery: dict[str, Any]) -> None:
+    def __init__(self, url: str, folder: Path, delivery: dict[str, Any], amqp: str | None) -> None:
         self.url = url
+        self.amqp = amqp
         self.delivery = delivery
         self.host = Host(folder)
         self.loop = asyncio.new_event_loop()
@@ -55,12 +63,19 @@ class Stage:
         self.sinks = await ScriptedSinks(self.host.clock).__aenter__()
         self._broker = broker(self.url)
         made = await self._broker.__aenter__()
-        self.bode = Broker(World(made.world.engine, API), made.pool, made.url)
+        self.bode = Broker(World(made.world.engine, _API), made.pool, made.url)
+        await serve(self.bode, pulling.router)
+        if self.amqp is not None:
+            self.queues = await aio_pika.connect(self.amqp)
+            self.link = await Link(lambda: port_of(self.amqp)).__aenter__()
         async with self.bode.pool.acquire() as connection:
             await connection.execute(WATCH)
             await leases.create(connection, SHARD_LEASE, self.delivery["shards"])
 
     async def _close(self) -> None:
+        if self.amqp is not None:
+            await self.link.__aexit__()
+            await self.queues.close()
         await self.sinks.__aexit__()
         await self._broker.__aexit__(None, None, None)
 
@@ -68,6 +83,7 @@ class Stage:
     def settings(self) -> dict[str, Any]:
         """Of the delivery processes."""
         return {
+            "amqp": {"url": None if self.amqp is None else through(self.amqp, self.link.port)},
             "database": {"url": self.url},
             "secrets": {"keys": [KEY.get_secret_value()]},
             "serve": {"metrics_port": 0},
@@ -83,12 +99,25 @@ class Stage:
                 await asyncio.sleep(0.005)
 
 
+def port_of(url: str | None) -> int:
+    """The port of a server."""
+    port = urlsplit(url or "").port
+    assert port is not None
+    return int(port)
+
+
+def through(url: str, port: int) -> str:
+    """The same server by another port of this machine."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{port}"))
+
+
 @contextmanager
-def staged(url: str, delivery: dict[str, Any]) -> Iterator[Stage]:
-    """A stage in a folder of its own; `delivery` are the settings of its processes."""
+def staged(url: str, delivery: dict[str, Any], amqp: str | None = None) -> Iterator[Stage]:
+    """A stage in a folder of its own; `delivery` are the settings of its processes, which reach RabbitMQ by a link."""
     folder = Path(tempfile.mkdtemp(prefix="bode-stage-"))
     try:
-        with Stage(url, folder, delivery) as made:
+        with Stage(url, folder, delivery, amqp) as made:
             yield made
     finally:
         shutil.rmtree(folder)
