@@ -127,7 +127,8 @@ class Directory:
     def granted(self, provider_id: UUID, event_type: str, now: datetime) -> UUID | None:
         """Returns the oldest grant by which a provider may receive a type at this moment, or None.
 
-        A grant counts only while its registry owns the type. Bode's own types need none: who gets a notice was decided
+        A grant counts only while its registry owns the type. One that held when it was made doesn't cease to when the
+        clock is set back (promise 8). Bode's own types need none: who gets a notice was decided
         when it was accepted.
         """
         memo = (provider_id, event_type)
@@ -139,7 +140,8 @@ class Directory:
                 self._granting.clear()
             candidates = self._granting[memo] = self._covering(provider_id, event_type)
         for grant in candidates:
-            if grant.valid_from <= now and (grant.valid_until is None or now < grant.valid_until):
+            begun = grant.valid_from <= now or grant.valid_from <= grant.created_at
+            if begun and (grant.valid_until is None or now < grant.valid_until):
                 return grant.id
         return None
 

@@ -42,7 +42,8 @@ _REGRANT: Final = text(
       AND subscriptions.organisation_id = :provider_id AND delivery.subscription = subscriptions.key
       AND delivery.state = 'pending' AND delivery.grant_id = :grant_id AND events.key = delivery.event_key
       AND standing.id <> :grant_id AND standing.provider_id = :provider_id
-      AND standing.registry_id = ended.registry_id AND standing.revoked_at IS NULL AND standing.valid_from <= now()
+      AND standing.registry_id = ended.registry_id AND standing.revoked_at IS NULL
+      AND standing.valid_from <= greatest(now(), standing.created_at)
       AND (standing.valid_until IS NULL OR standing.valid_until > now())
       AND EXISTS (
           SELECT FROM unnest(standing.types) AS pattern
@@ -50,7 +51,7 @@ _REGRANT: Final = text(
       )
     """
 )
-"""What another grant covers as well goes on, on that one."""
+"""What another grant covers as well goes on, on that one. When a grant begins: see `Directory.granted`."""
 
 _CANCEL_UNGRANTED: Final = text(
     f"""

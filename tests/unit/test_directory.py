@@ -75,10 +75,17 @@ def test_a_grant_counts_only_for_types_that_its_registry_owns() -> None:
 
 
 def test_a_grant_holds_from_its_beginning_up_to_but_not_at_its_end() -> None:
-    made = directory(grant("nl.bag.*", begin=NOW, end=NOW + timedelta(hours=1)))
+    made = directory(grant("nl.bag.*", begin=NOW, end=NOW + timedelta(hours=1), age=1))
     second = timedelta(seconds=1)
     moments = [NOW - second, NOW, NOW + timedelta(hours=1) - second, NOW + timedelta(hours=1)]
     assert [made.granted(GEMEENTE, "nl.bag.x", moment) is not None for moment in moments] == [False, True, True, False]
+
+
+def test_a_grant_that_held_when_it_was_made_holds_though_the_clock_is_set_back() -> None:
+    for begin in (NOW, NOW - timedelta(days=1)):
+        made = directory(grant("nl.bag.*", begin=begin, end=NOW + timedelta(hours=1)))
+        assert made.granted(GEMEENTE, "nl.bag.x", NOW - timedelta(days=2)) is not None
+        assert made.granted(GEMEENTE, "nl.bag.x", NOW + timedelta(hours=1)) is None
 
 
 def test_the_oldest_of_several_grants_is_the_one_that_counts() -> None:
