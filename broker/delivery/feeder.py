@@ -25,6 +25,8 @@ _FEED_AT_ONCE: Final = 64
 _HEADS_AT_ONCE: Final = 10_000
 _UNSETTLED_SECONDS: Final = 0.02
 _TROUBLE_SECONDS: Final = 0.2
+_TOO_EARLY_SECONDS: Final = 1.0
+"""Within about this a process hears of a clock that was set."""
 
 
 class Ownership(Protocol):
@@ -210,9 +212,17 @@ class Feeder:
                 answer = found[delivery.subscription, delivery.sequence]
                 if answer.taken:
                     runner.queue.taken(delivery)
+                elif answer.due is None:
+                    runner.queue.not_taken(delivery, None, now)
                 else:
-                    due = None if answer.early is None else now + max(answer.early, _UNSETTLED_SECONDS)
-                    runner.queue.not_taken(delivery, due, now)
+                    # Our idea of PostgreSQL's clock is ahead of it, for how long is not known: so not by that clock.
+                    wait = min(max(answer.early, _UNSETTLED_SECONDS), _TOO_EARLY_SECONDS)
+                    asyncio.get_running_loop().call_later(wait, self._was_too_early, runner, delivery, answer.due)
+
+    def _was_too_early(self, runner: Runner, delivery: Delivery, due: float) -> None:
+        runner.queue.not_taken(delivery, due, self._clock())
+        self._look(runner)
+        self._serve()
 
     async def _feed_lanes(self, runner: Runner) -> None:
         asked = runner.queue.lanes_to_fetch()

@@ -52,12 +52,13 @@ WITH asked AS (
     RETURNING delivery.subscription, delivery.sequence
 )
 SELECT asked.subscription, asked.sequence, taken.sequence IS NOT NULL AS taken,
+       extract(epoch FROM delivery.next_attempt_at)::float8 AS due,
        extract(epoch FROM delivery.next_attempt_at - clock_timestamp())::float8 AS early
 FROM asked LEFT JOIN taken USING (subscription, sequence)
 LEFT JOIN deliveries AS delivery ON delivery.subscription = asked.subscription
     AND delivery.sequence = asked.sequence AND delivery.event_key = asked.event_key AND delivery.ended_at IS NULL
 """
-"""Takes deliveries whose delay is over; of the others, in how many seconds it is, or nothing: they have ended."""
+"""Takes deliveries whose delay is over; of the others, when and in how many seconds it is, or nothing: they ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,10 @@ class Taken:
     """What became of a delivery that was to be taken."""
 
     taken: bool
-    early: float | None
-    """Where it wasn't: seconds until it may be; None: it has ended."""
+    due: float | None = None
+    """Where it wasn't: when it may be, in seconds since 1970; None: it has ended."""
+    early: float = 0.0
+    """How many seconds that is from now, by PostgreSQL's clock."""
 
 
 async def correct(connection: asyncpg.Connection, corrections: Sequence[CorrectionRow]) -> dict[int, list[int]]:
@@ -98,4 +101,6 @@ async def take(
 ) -> dict[tuple[int, int], Taken]:
     """Take deliveries (subscription, sequence, event key) whose delay is over, by (subscription, sequence)."""
     rows = await connection.fetch(_TAKE, *map(list, zip(*deliveries, strict=True)))
-    return {(row["subscription"], row["sequence"]): Taken(row["taken"], row["early"]) for row in rows}
+    return {
+        (row["subscription"], row["sequence"]): Taken(row["taken"], row["due"], row["early"] or 0.0) for row in rows
+    }

@@ -258,6 +258,37 @@ async def test_between_engine_and_correction_postgres_decides_and_never_both(
     await adds_up(bode, identity)
 
 
+async def test_a_clock_that_is_ahead_when_it_asks_puts_nothing_off(
+    bode: Delivering, publisher: Publisher, sink: RawSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL's clock was set back by two hours, and the process doesn't know yet when it asks for a delivery."""
+    identity = await subscribe(bode, publisher, sink.url("/ahead"), "dood")
+    await accept(bode, publisher, ("dood", {"subject": "a"}))
+    engine, answers = bode.process._engine, list[corrections.Taken]()
+    feeder, usual, clock = engine.feeder, corrections.take, engine.feeder._clock
+
+    async def take(connection: asyncpg.Connection, wanted: Any) -> Any:
+        found = await usual(connection, wanted)
+        answers.extend(found.values())
+        monkeypatch.setattr(feeder, "_clock", clock if len(answers) > 1 else lambda: clock() + 7200)
+        return found
+
+    monkeypatch.setattr(corrections, "take", take)
+    key = (await bode.row(identity))["key"]
+    async with asyncio.timeout(20):
+        while (runner := engine._runners.get(key)) is None or not runner.queue.timed:
+            await asyncio.sleep(0.01)
+    await bode.pool.execute(
+        "UPDATE deliveries SET next_attempt_at = clock_timestamp() + interval '2 s' WHERE subscription = $1", key
+    )
+    for delivery in runner.queue._timed:
+        delivery.due = 1.0
+    engine._look(runner)
+    await states(bode, identity, "delivered")
+    assert [answer.taken for answer in answers[:1]] == [False]
+    assert answers[0].early > 0
+
+
 async def test_a_delay_has_bounds_and_is_shown(bode: Delivering, registry_key: str) -> None:
     domain = (await bode.own_types()).domain
     for delay, members in ((0, {}), (604_801, {}), (-1, {}), (86_400, {"retentionDays": 1})):
