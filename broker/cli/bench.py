@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from broker.cli.running import run
+from broker.cli.running import fail, run
 
 app = typer.Typer(help="Benchmarks: a table, and --json.", no_args_is_help=True)
 
@@ -276,3 +276,22 @@ def missed(
             typer.echo(json.dumps(report.as_json(), indent=2))
 
     run(measure())
+
+
+@app.command()
+def start(
+    runs: Annotated[int, typer.Option(min=1, max=20, help="Empty data directories, each started in twice.")] = 3,
+    json_output: JsonOutput = False,
+) -> None:
+    """Measure how long `bode up --demo` takes until all is ready, with RabbitMQ and without."""
+    from broker.tools import bench_start as bench
+
+    console = Console(stderr=json_output)
+    try:
+        starts = bench.run(runs, lambda start: console.print(f"{start.seconds:.1f} s", style="dim"))
+    except bench.StartFailed as error:
+        fail(str(error))
+    if json_output:
+        typer.echo(bench.as_json(starts))
+    else:
+        console.print(bench.as_table(starts))

@@ -95,3 +95,12 @@ def test_bench_deliver_measures_queues_on_another_rabbitmq(tmp_path: Path) -> No
     assert set(run["throughput"]["cpu_us"]) == KINDS
     assert run["throughput"]["receiver_cpu_us"] > 0, "it is the other RabbitMQ"
     assert "to rabbitmq" in said
+
+
+@pytest.mark.timeout(900)
+def test_bench_start_measures_first_and_later_starts(tmp_path: Path) -> None:
+    report, said = bench(tmp_path, "start", "--runs", "1")
+    kinds = [(start["rabbitmq"], start["first"]) for start in report["starts"]]
+    assert kinds == [(False, True), (False, False), (True, True), (True, False)]
+    assert all(start["seconds"] > 0.1 and start["cpu_seconds"] > 0.1 for start in report["starts"]), said
+    assert list(tmp_path.iterdir()) == []
