@@ -5,7 +5,6 @@ test compares the two.
 """
 
 from ipaddress import IPv4Address, IPv6Address
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -54,14 +53,6 @@ class LogSettings(BaseModel):
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Least level written.")
 
 
-class DemoSettings(BaseModel):
-    """The demo of `bode up --demo`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rate: float = Field(default=2, ge=0, le=1000, description="Demo events per second; 0 for silence.")
-
-
 class Settings(BaseSettings):
     """The whole configuration of one process."""
 
@@ -84,25 +75,6 @@ class Settings(BaseSettings):
     handshake: HandshakeSettings = HandshakeSettings()
     serve: ServeSettings = ServeSettings()
     log: LogSettings = LogSettings()
-
-
-class DataSettings(BaseModel):
-    """Where `bode up` keeps what it writes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    dir: Path = Field(default=Path(".bode"), description="Data directory of `bode up`.")
-
-
-class UpSettings(BaseSettings):
-    """What `bode up` reads for itself; it makes the rest for its children."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="BODE_", env_nested_delimiter="_", env_nested_max_split=1, frozen=True, extra="ignore"
-    )
-
-    data: DataSettings = DataSettings()
-    demo: DemoSettings = DemoSettings()
 
 
 def load(**overrides: Any) -> Settings:

@@ -1,12 +1,12 @@
 """The processes of an installation: `api`, `ingest`, `deliver`, `migrate`, and `up`, which runs them all."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
-from broker import settings as configuration
 from broker.cli.running import DEFAULT_DATA, DataDir, fail, run, settings_for
-from broker.telemetry import configure_logging
+
+NAMES: Final = ("api", "ingest", "deliver", "migrate", "up")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -72,9 +72,7 @@ def up(
     from broker.tools.up import CannotStart
     from broker.tools.up import up as run_all
 
-    configure_logging("up", "WARNING")
-    rate = configuration.UpSettings().demo.rate
     try:
-        run(run_all(data_dir=data_dir, port=port, with_demo=demo, demo_rate=rate, console=Console()))
+        run(run_all(data_dir=data_dir, port=port, with_demo=demo, console=Console()))
     except CannotStart as error:
         fail(str(error))

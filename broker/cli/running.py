@@ -3,23 +3,26 @@
 import asyncio
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 import uvloop
-from pydantic import ValidationError
-from pydantic_settings import SettingsError
 
-from broker import settings as configuration
-from broker.settings import Settings
-from broker.telemetry import configure_logging
+if TYPE_CHECKING:
+    from broker.settings import Settings
 
 DataDir = Annotated[Path, typer.Option(envvar="BODE_DATA_DIR", help="Where `bode up` keeps what it writes.")]
 DEFAULT_DATA: Final = Path(".bode")
 
 
-def settings_for(process: str) -> Settings:
+def settings_for(process: str) -> "Settings":
     """The settings, with logging set up; every wrong one is named in one message."""
+    from pydantic import ValidationError
+    from pydantic_settings import SettingsError
+
+    from broker import settings as configuration
+    from broker.telemetry import configure_logging
+
     try:
         settings = configuration.load()
     except ValidationError as error:

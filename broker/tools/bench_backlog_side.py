@@ -26,9 +26,9 @@ from broker.migrations import migrate
 from broker.storage import acceptance, installation
 from broker.storage.tables import KEY_SHIFT
 from broker.tools.bench_sink import Sink
-from broker.tools.identities import PROVIDERS, prepare
+from broker.tools.demo_parties import prepare
+from broker.tools.identities import PROVIDERS, SOURCES
 from broker.tools.local.children import Children, Command
-from broker.tools.samples import SOURCES
 from schemas import cloudevents
 from schemas.resources import SubscriptionBody
 from subscriptions import life_cycle

@@ -22,7 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from broker.ingest.view import View
 from broker.matching.index import cost
 from broker.migrations import migrate
-from broker.tools.identities import PROVIDERS, prepare
+from broker.tools.demo_parties import prepare
+from broker.tools.identities import PROVIDERS
 from broker.tools.local.postgres import Postgres
 from schemas import cloudevents
 from schemas.cloudevents import Event

@@ -26,10 +26,10 @@ from broker.tools.bench_installation import FULL, Installation, Workload
 from broker.tools.bench_publisher import Publisher, publisher
 from broker.tools.bench_report import Spread
 from broker.tools.bench_sink import Sink, clocked_sink, fast_sink
+from broker.tools.identities import SOURCES
 from broker.tools.local.definitions import Registry
 from broker.tools.local.postgres import Postgres
 from broker.tools.local.rabbitmq import RabbitMQ
-from broker.tools.samples import SOURCES
 
 _OTHER: Final = "brp"
 _RARE: Final = "nl.brp.bench-zeldzaam"

@@ -27,7 +27,8 @@ from broker.migrations import migrate
 from broker.storage import acceptance, follow_files
 from broker.storage.fingerprints import KEY_BYTES, Fingerprints
 from broker.tools import bench_resources as resources
-from broker.tools.identities import PROVIDERS, prepare
+from broker.tools.demo_parties import prepare
+from broker.tools.identities import PROVIDERS
 from broker.tools.local.postgres import Postgres
 from subscriptions import follow_lists
 from subscriptions.change_log import ChangeKind, changing, record_changes

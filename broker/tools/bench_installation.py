@@ -21,7 +21,8 @@ from broker.ingest.amqp import AmqpSettings
 from broker.matching.index import cost
 from broker.migrations import migrate
 from broker.tools.bench_sink import NETWORK, Sink
-from broker.tools.identities import PROVIDERS, prepare
+from broker.tools.demo_parties import prepare
+from broker.tools.identities import PROVIDERS
 from broker.tools.local.children import Change, Children, Command
 from broker.tools.local.postgres import Postgres
 from broker.tools.local.rabbitmq import RabbitMQ

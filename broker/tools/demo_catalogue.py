@@ -13,6 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from broker.tools import samples
+from broker.tools.identities import SOURCES
 from schemas.data_schemas import DIALECT
 from schemas.resources import EventTypeBody, InformationLevel
 from subscriptions import catalogue
@@ -27,7 +28,7 @@ async def describe_types(connection: AsyncConnection, registries: Mapping[str, U
     for kind in samples.CATALOGUE:
         if kind.type in known or kind.registry not in registries:
             continue
-        draft = samples.sample(kind.type, samples.SOURCES[kind.registry], Random(0), lambda: _MOMENT)
+        draft = samples.sample(kind.type, SOURCES[kind.registry], Random(0), lambda: _MOMENT)
         said = {
             "type": kind.type,
             "meaning": kind.meaning + ".",

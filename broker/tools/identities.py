@@ -1,33 +1,23 @@
-"""The organisations of the demo, with their keys: five registries, two providers and an operator.
+"""Who takes part in the demo, with their keys: five registries, two providers and an operator.
 
-Registry `<x>` owns the domain `nl.<x>`, describes its types, and has granted all of it to both providers. Made once;
-the keys are kept in the data directory, readable by its owner only, and made anew where the database doesn't know them.
+They are made by `broker.tools.demo_parties`, and the keys kept in the data directory, readable by its owner only.
 """
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
-from uuid import UUID
+from typing import Final, Self
 
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-
-from broker.tools.demo_catalogue import describe_types
-from broker.tools.samples import SOURCES
-from subscriptions.callers import Scope, create_key
-from subscriptions.change_log import changing
-from subscriptions.grants import create_grant
-from subscriptions.organisations import create_domain, create_organisation, find_organisation
-from subscriptions.secrets import digest_of
-from subscriptions.tables import api_keys, domains, grants
+SOURCES: Final[dict[str, str]] = {
+    registry: f"urn:nld:oin:00000099{number:09}000:systeem:{registry.upper()}"
+    for number, registry in enumerate(("brp", "hr", "bag", "woz", "brk"), start=1)
+}
+"""A source for each registry, under an OIN that is set aside for tests."""
 
 REGISTRIES: Final = tuple(SOURCES)
 PROVIDERS: Final = {"gemeente": "00000099000000101000", "pensioenfonds": "00000099000000102000"}
-_REGISTRY_SCOPES: Final = (Scope.PUBLISH, Scope.MANAGE)
-_PROVIDER_SCOPES: Final = (Scope.CONSUME,)
+_FILE: Final = "demo.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,71 +45,21 @@ class Identities:
     registries: dict[str, Registry]
     providers: dict[str, Provider]
 
-
-async def prepare(engine: AsyncEngine, data_dir: Path) -> Identities:
-    """Make what is missing of the demo's organisations, domains, event types, grants and keys. Idempotent."""
-    path = data_dir / "demo.json"
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    async with changing(engine) as connection:
-        operator = await _key(connection, known.get("operator"), None, (Scope.OPERATE,), "demo operator")
-        registries: dict[str, Registry] = {}
-        organisations: dict[str, UUID] = {}
-        for name, source in SOURCES.items():
-            oin = source.split(":")[3]
-            organisation = await _organisation(connection, oin, f"Demo {name.upper()}", name)
-            organisations[name] = organisation
-            await _domain(connection, organisation, f"nl.{name}")
-            former = known.get("registries", {}).get(name, {}).get("key")
-            key = await _key(connection, former, organisation, _REGISTRY_SCOPES, f"demo {name}")
-            registries[name] = Registry(oin, key, source)
-        await describe_types(connection, organisations)
-        providers: dict[str, Provider] = {}
-        for name, oin in PROVIDERS.items():
-            organisation = await _organisation(connection, oin, f"Demo {name}", None)
-            former = known.get("providers", {}).get(name, {}).get("key")
-            key = await _key(connection, former, organisation, _PROVIDER_SCOPES, f"demo {name}")
-            providers[name] = Provider(oin, key)
-            for registry in SOURCES:
-                await _grant(connection, registries[registry].oin, organisation, oin, f"nl.{registry}.*")
-    identities = Identities(operator, registries, providers)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(asdict(identities), file, indent=2)
-    return identities
-
-
-async def _organisation(connection: AsyncConnection, oin: str, name: str, amqp_user: str | None) -> UUID:
-    row = await find_organisation(connection, oin=oin)
-    if row is None:
-        row = await create_organisation(connection, oin=oin, name=name, amqp_user=amqp_user)
-    identity: UUID = row.id
-    return identity
-
-
-async def _domain(connection: AsyncConnection, organisation: UUID, name: str) -> None:
-    found = await connection.execute(select(domains.c.id).where(domains.c.name == name))
-    if found.one_or_none() is None:
-        await create_domain(connection, organisation_id=organisation, name=name, description=f"Demo events of {name}")
-
-
-async def _grant(connection: AsyncConnection, registry_oin: str, provider: UUID, provider_oin: str, types: str) -> None:
-    registry = await find_organisation(connection, oin=registry_oin)
-    assert registry is not None
-    standing = select(grants.c.id).where(
-        grants.c.registry_id == registry.id, grants.c.provider_id == provider, grants.c.revoked_at.is_(None)
-    )
-    if (await connection.execute(standing)).first() is None:
-        await create_grant(
-            connection, registry_id=registry.id, provider_oin=provider_oin, types=[types], legal_basis="demo"
+    @classmethod
+    def read(cls, data_dir: Path) -> Self | None:
+        """Those that were kept in a data directory; None if none were."""
+        path = data_dir / _FILE
+        if not path.exists():
+            return None
+        kept = json.loads(path.read_text())
+        return cls(
+            kept["operator"],
+            {name: Registry(**registry) for name, registry in kept["registries"].items()},
+            {name: Provider(**provider) for name, provider in kept["providers"].items()},
         )
 
-
-async def _key(
-    connection: AsyncConnection, former: str | None, organisation: UUID | None, scopes: Sequence[Scope], label: str
-) -> str:
-    if former is not None:
-        standing = select(api_keys.c.id).where(api_keys.c.digest == digest_of(former), api_keys.c.revoked_at.is_(None))
-        if (await connection.execute(standing)).one_or_none() is not None:
-            return former
-    key, _ = await create_key(connection, organisation_id=organisation, scopes=scopes, label=label)
-    return key
+    def keep(self, data_dir: Path) -> None:
+        """Keep them in a data directory."""
+        descriptor = os.open(data_dir / _FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(asdict(self), file, indent=2)

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from broker.tools import bag, samples
+from broker.tools.identities import SOURCES
 from broker.tools.publish_doors import AmqpDoor, Door, DoorClosed, HttpDoor, OpenDoor, Outgoing, Told
 from broker.tools.running import Access, NotFound, Running
 
@@ -214,9 +215,9 @@ class _Doors:
         name = self._registry or registry_of(type_)
         if self._running is not None:
             return self._running.registry(name).source
-        if name not in samples.SOURCES:
+        if name not in SOURCES:
             raise NotFound(f"there is no source for {type_}: give --source")
-        return samples.SOURCES[name]
+        return SOURCES[name]
 
 
 def registry_of(type_: str) -> str:

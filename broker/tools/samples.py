@@ -11,6 +11,7 @@ from random import Random
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from broker.tools.identities import SOURCES
 from schemas.cloudevents import AttributeValue, Draft
 from schemas.identifiers import (
     TEST_GEMEENTECODE,
@@ -21,12 +22,6 @@ from schemas.identifiers import (
     sample_vestigingsnummer,
     sample_woz_number,
 )
-
-SOURCES: dict[str, str] = {
-    registry: f"urn:nld:oin:00000099{number:09}000:systeem:{registry.upper()}"
-    for number, registry in enumerate(("brp", "hr", "bag", "woz", "brk"), start=1)
-}
-"""A source for each registry, under an OIN that is set aside for tests."""
 
 
 class SampleType(NamedTuple):

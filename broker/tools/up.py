@@ -2,6 +2,9 @@
 
 It starts PostgreSQL and RabbitMQ unless their URLs are given, migrates, starts `api`, `ingest` and `deliver` as child
 processes, restarts what dies, and keeps `bode.json` and `env` in the data directory true. It leaves nothing running.
+
+What takes time goes side by side: the servers start from the first moment on, while a nursery imports what the
+processes need. So nothing here imports much before they are on their way.
 """
 
 import asyncio
@@ -19,23 +22,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import SecretStr
 from rich.console import Console
 
-from broker.migrations import migrate
-from broker.telemetry import log
-from broker.tools import demo
-from broker.tools.identities import REGISTRIES, Identities, prepare
+from broker.tools.identities import REGISTRIES, Identities
 from broker.tools.local.accounts import NoAccount
-from broker.tools.local.children import Change, ChildFailed, Children, Command
+from broker.tools.local.children import Change, ChildFailed, Children, Command, run_once
 from broker.tools.local.definitions import Registry
 from broker.tools.local.locks import FolderInUse, locked
+from broker.tools.local.nursery import Nursery, Stage
 from broker.tools.local.postgres import Postgres
 from broker.tools.local.rabbitmq import NotInstalled, RabbitMQ, find_installed
 from broker.tools.local.server import Server, ServerFailed
-from subscriptions.database import DatabaseSettings, create_engine
-from subscriptions.secrets import generate_encryption_key
 
+_STEPS_IMPORT: Final = ("broker.migrations", "broker.tools.demo_parties")
+_PROCESSES_IMPORT: Final = ("broker.processes.api", "broker.processes.ingest", "broker.processes.deliver")
+"""What the steps in the database need, and then the processes: imported by the nursery."""
 _READY_SECONDS: Final = 60.0
 _PRIVATE: Final = 0o600
 _PREFERRED_PORT: Final = 8000
@@ -43,6 +44,9 @@ _PREFERRED_PORT: Final = 8000
 
 class CannotStart(Exception):
     """The installation can't be started; the message says what to do."""
+
+
+_REASONS: Final = (CannotStart, FolderInUse, ServerFailed, ChildFailed, NoAccount)
 
 
 @dataclass(slots=True)
@@ -55,7 +59,7 @@ class Services:
     told: list[str] = field(default_factory=list)
 
 
-async def up(*, data_dir: Path, port: int | None, with_demo: bool, demo_rate: float, console: Console) -> None:
+async def up(*, data_dir: Path, port: int | None, with_demo: bool, console: Console) -> None:
     """Run until SIGINT, SIGTERM or SIGHUP.
 
     Raises:
@@ -67,19 +71,30 @@ async def up(*, data_dir: Path, port: int | None, with_demo: bool, demo_rate: fl
         loop.add_signal_handler(number, stop.set)
     try:
         with locked(data_dir):
-            await _Installation(data_dir, port, with_demo, demo_rate, console).run(stop)
-    except FolderInUse as error:
-        raise CannotStart(f"{error}: stop it first, or give another --data-dir") from error
-    except (ServerFailed, ChildFailed, NoAccount) as error:
-        raise CannotStart(str(error)) from error
+            await _Installation(data_dir, port, with_demo, console).run(stop)
+    except _REASONS as error:
+        raise CannotStart(_said(error)) from error
+    except ExceptionGroup as errors:
+        if errors.split(_REASONS)[1] is not None:
+            raise
+        raise CannotStart(_said(errors)) from errors
+
+
+def _said(error: Exception) -> str:
+    match error:
+        case ExceptionGroup():
+            return "\n".join(_said(each) for each in error.exceptions)
+        case FolderInUse():
+            return f"{error}: stop it first, or give another --data-dir"
+    return str(error)
 
 
 class _Installation:
-    def __init__(self, data_dir: Path, port: int | None, with_demo: bool, demo_rate: float, console: Console) -> None:
+    def __init__(self, data_dir: Path, port: int | None, with_demo: bool, console: Console) -> None:
         self._data_dir = data_dir.absolute()
         self._port = port
         self._with_demo = with_demo
-        self._demo_rate = demo_rate
+        self._demo_rate = 0.0
         self._console = console
         self._children: Children | None = None
         self._ports: dict[str, int] = {}
@@ -113,19 +128,25 @@ class _Installation:
                 self._console.print("stopping …")
 
     async def _start(self, stack: AsyncExitStack) -> tuple[Services, Identities | None]:
-        services = await self._start_services(stack)
-        environment = self._environment(services)
-        engine = create_engine(DatabaseSettings(url=SecretStr(services.database_url)), application_name="bode up")
-        try:
-            await migrate(engine)
-            identities = None
-            if self._with_demo:
-                identities = await prepare(engine, self._data_dir)
-        finally:
-            await engine.dispose()
-        children = Children([self._command(name, environment) for name in self._names(services)], changed=self._changed)
-        self._children = await stack.enter_async_context(children)
-        for name in children.pids:
+        postgres, rabbitmq, services = self._services()
+        processes = self._names(rabbitmq is not None or services.amqp_url is not None)
+        stages = [Stage(_STEPS_IMPORT, 1), Stage(_PROCESSES_IMPORT, len(processes))]
+        async with Nursery(stages, log=self._data_dir / "log" / "nursery.log") as nursery:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._start_database(postgres, services, stack, nursery))
+                if rabbitmq is not None:
+                    group.create_task(stack.enter_async_context(rabbitmq))
+                await asyncio.sleep(0)  # both are on their way
+                self._secrets_key()
+                self._demo_rate = _demo_rate()
+            self._keep([server for server in (postgres, rabbitmq) if server is not None], stack)
+            self._tell_of(postgres, rabbitmq, services)
+            identities = Identities.read(self._data_dir) if self._with_demo else None
+            environment = self._environment(services)
+            commands = [self._command(name, environment) for name in processes]
+            children = Children(commands, changed=self._changed, nursery=nursery)
+            self._children = await stack.enter_async_context(children)
+        for name in processes:
             self._ports[name] = (await children.ready(name, _READY_SECONDS))["port"]
         self._base = self._describe(services, identities)
         self._complete = True
@@ -133,36 +154,48 @@ class _Installation:
         self._write_json()
         return services, identities
 
-    async def _start_services(self, stack: AsyncExitStack) -> Services:
+    def _services(self) -> tuple[Postgres | None, RabbitMQ | None, Services]:
+        """The servers that are to be started, and what is known of those that needn't."""
         postgres_url, amqp_url = os.environ.get("BODE_DATABASE_URL"), os.environ.get("BODE_AMQP_URL")
         services = Services(postgres_url or "", amqp_url)
-        async with asyncio.TaskGroup() as group:
-            postgres = rabbitmq = None
-            if postgres_url is None:
-                postgres = Postgres(self._data_dir / "postgres")
-                group.create_task(stack.enter_async_context(postgres))
-            if amqp_url is None:
-                found = find_installed()
-                if isinstance(found, NotInstalled):
-                    services.told.append(f"✖ no RabbitMQ ({found.reason}): publishing over HTTP only")
-                else:
-                    registries = [Registry(name, f"nl.{name}.") for name in REGISTRIES] if self._with_demo else []
-                    rabbitmq = RabbitMQ(self._data_dir / "rabbitmq", registries, installation=found)
-                    group.create_task(stack.enter_async_context(rabbitmq))
-        self._keep([server for server in (postgres, rabbitmq) if server is not None], stack)
+        postgres = Postgres(self._data_dir / "postgres") if postgres_url is None else None
+        rabbitmq = None
+        if amqp_url is None:
+            found = find_installed()
+            if isinstance(found, NotInstalled):
+                services.told.append(f"✖ no RabbitMQ ({found.reason}): publishing over HTTP only")
+            else:
+                registries = [Registry(name, f"nl.{name}.") for name in REGISTRIES] if self._with_demo else []
+                rabbitmq = RabbitMQ(self._data_dir / "rabbitmq", registries, installation=found)
+        return postgres, rabbitmq, services
+
+    async def _start_database(
+        self, postgres: Postgres | None, services: Services, stack: AsyncExitStack, nursery: Nursery
+    ) -> None:
+        """PostgreSQL with the schema, and with the demo's parties."""
+        if postgres is not None:
+            await stack.enter_async_context(postgres)
+            services.database_url = postgres.url
+        steps = Command(
+            "schema",
+            [str(self._data_dir)] if self._with_demo else [],
+            {**os.environ, "BODE_DATABASE_URL": services.database_url},
+            self._data_dir / "log" / "schema.log",
+            module="broker.tools.database_steps",
+        )
+        await run_once(steps, nursery)
+
+    def _tell_of(self, postgres: Postgres | None, rabbitmq: RabbitMQ | None, services: Services) -> None:
         if rabbitmq is not None:
             services.amqp_url = rabbitmq.url()
             services.told.insert(0, f"✔ RabbitMQ {rabbitmq.version} (private)")
             if self._with_demo:
                 services.registry_amqp = {name: rabbitmq.url(name) for name in REGISTRIES}
-        elif amqp_url is not None:
+        elif services.amqp_url is not None:
             services.told.insert(0, "✔ RabbitMQ (BODE_AMQP_URL)")
-        if postgres is not None:
-            services.database_url = postgres.url
-            services.told.insert(0, f"✔ PostgreSQL {postgres.version}")
-        else:
-            services.told.insert(0, "✔ PostgreSQL (BODE_DATABASE_URL)")
-        return services
+        services.told.insert(
+            0, f"✔ PostgreSQL {postgres.version}" if postgres is not None else "✔ PostgreSQL (BODE_DATABASE_URL)"
+        )
 
     def _keep(self, servers: Sequence[Server], stack: AsyncExitStack) -> None:
         """Restart servers that die, until the stack is left."""
@@ -212,12 +245,14 @@ class _Installation:
     def _secrets_key(self) -> str:
         path = self._data_dir / "secrets.key"
         if not path.exists():
+            from subscriptions.secrets import generate_encryption_key
+
             _write_private(path, generate_encryption_key().get_secret_value() + "\n")
         return path.read_text().strip()
 
     @staticmethod
-    def _names(services: Services) -> list[str]:
-        return ["api", *(["ingest"] if services.amqp_url is not None else []), "deliver"]
+    def _names(with_rabbitmq: bool) -> list[str]:
+        return ["api", *(["ingest"] if with_rabbitmq else []), "deliver"]
 
     def _command(self, name: str, environment: Mapping[str, str]) -> Command:
         ready_file = self._data_dir / f"{name}.ready"
@@ -302,6 +337,10 @@ class _Installation:
         if identities is None:
             await stop.wait()
             return
+        from broker.telemetry import configure_logging, log
+        from broker.tools import demo
+
+        configure_logging("up", "WARNING")
         async with _until(stop):
             try:
                 await demo.run(
@@ -321,6 +360,21 @@ class _Installation:
     def _receiver_ready(self, url: str) -> None:
         self._base["receiver"] = url
         self._write_json()
+
+
+def _demo_rate() -> float:
+    from pydantic import ValidationError
+
+    from broker.tools.up_settings import UpSettings
+
+    try:
+        return UpSettings().demo.rate
+    except ValidationError as error:
+        reasons = [
+            f"  BODE_{'_'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
+            for problem in error.errors(include_input=False, include_url=False)
+        ]
+        raise CannotStart("settings that can't be used:\n" + "\n".join(reasons)) from error
 
 
 @contextlib.asynccontextmanager

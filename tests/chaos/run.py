@@ -21,7 +21,8 @@ from pydantic import SecretStr
 
 from broker.migrations import migrate
 from broker.storage.pool import DATABASE_TROUBLE
-from broker.tools.identities import REGISTRIES, Identities, prepare
+from broker.tools.demo_parties import prepare
+from broker.tools.identities import REGISTRIES, Identities
 from broker.tools.local.definitions import Registry as RegistryUser
 from schemas.notices import SOURCE
 from subscriptions.database import DatabaseSettings, create_engine

@@ -3,8 +3,9 @@ from pathlib import Path
 from fixtures import api, declared_database
 from managing import World
 
-from broker.tools.identities import prepare
-from broker.tools.samples import CATALOGUE, SOURCES
+from broker.tools.demo_parties import prepare
+from broker.tools.identities import SOURCES
+from broker.tools.samples import CATALOGUE
 from subscriptions.directory import load
 
 url = declared_database()

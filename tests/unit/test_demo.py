@@ -15,7 +15,7 @@ from rich.console import Console
 
 from broker.tools import demo, samples
 from broker.tools.demo_board import Board
-from broker.tools.identities import PROVIDERS, Identities, Provider, Registry
+from broker.tools.identities import PROVIDERS, SOURCES, Identities, Provider, Registry
 from broker.tools.listen_ledger import Ledger
 from broker.tools.listen_receiver import Notification
 from schemas.cloudevents import from_structured
@@ -31,7 +31,7 @@ async def broker() -> AsyncIterator[FakeBroker]:
 def identities(broker: FakeBroker) -> Identities:
     return Identities(
         broker.key,
-        {name: Registry("", broker.key, source) for name, source in samples.SOURCES.items()},
+        {name: Registry("", broker.key, source) for name, source in SOURCES.items()},
         {name: Provider(oin, broker.key) for name, oin in PROVIDERS.items()},
     )
 
@@ -88,7 +88,7 @@ async def test_providers_subscribe_under_the_receiver_and_registries_publish(
         f"{receiver}/pensioenfonds",
     ]
     published = [event for batch in broker.batches for event in batch]
-    assert all(event["source"] == samples.SOURCES[event["type"].split(".")[1]] for event in published)
+    assert all(event["source"] == SOURCES[event["type"].split(".")[1]] for event in published)
     assert len(published) >= 5
 
 

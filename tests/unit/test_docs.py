@@ -18,11 +18,12 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from broker import api, telemetry
-from broker.cli import app
+from broker.cli import compose
 from broker.delivery.outcomes import Reason
 from broker.delivery.retries import DEFAULT
-from broker.settings import Settings, UpSettings
+from broker.settings import Settings
 from broker.storage import tables
+from broker.tools.up_settings import UpSettings
 from schemas.cloudevents import REJECTION_CODES, WARNING_CODES
 from schemas.problems import Problem
 from subscriptions.database import metadata
@@ -247,7 +248,7 @@ def test_commands_in_the_docs_exist_with_their_options(path: Path) -> None:
 
 
 def _check_command(words: list[str]) -> None:
-    command: Any = typer.main.get_command(app)
+    command: Any = typer.main.get_command(compose())
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]
     missing = hasattr(command, "commands") and words and words[0][0].isalpha()

@@ -9,7 +9,8 @@ from random import Random
 import pytest
 
 from broker.tools import bag
-from broker.tools.samples import CATALOGUE, SOURCES, SampleType, sample, stream
+from broker.tools.identities import SOURCES
+from broker.tools.samples import CATALOGUE, SampleType, sample, stream
 from schemas.cloudevents import from_structured
 from schemas.identifiers import is_bag_id, is_bsn, is_kvk, is_vestigingsnummer
 

@@ -3,8 +3,9 @@
     starting ──ready file──► up ──dies──► pause (longer each time) ──► starting
         └──────────────── SIGTERM, at the deadline SIGKILL ───────────► gone
 
-Every child dies at once when we die, also by SIGKILL; see `broker.tools.local.leash`. Children run in a session of
-their own, so that a Ctrl-C in the terminal reaches them through us only, in order.
+Every child dies at once when we die, also by SIGKILL; see `broker.tools.local.leash`. The first incarnation may come
+from a nursery (`broker.tools.local.nursery`), which saves its imports; a restart is a process of its own. Children
+run in a session of their own, so that a Ctrl-C in the terminal reaches them through us only, in order.
 """
 
 import asyncio
@@ -18,7 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
+
+from broker.tools.local.nursery import Adopted, Assignment, Nursery
 
 _PAUSES: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _STEADY_SECONDS: Final = 20.0
@@ -27,8 +30,11 @@ _LOG_BYTES: Final = 64 << 20
 _LOOK_SECONDS: Final = 0.02
 
 
+Process: TypeAlias = asyncio.subprocess.Process | Adopted
+
+
 class ChildFailed(Exception):
-    """A child that didn't become ready."""
+    """A child that didn't become ready, or that failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +71,20 @@ class Children:
     """
 
     def __init__(
-        self, commands: Sequence[Command], *, changed: Callable[[Change], None], stop_seconds: float = 14.0
+        self,
+        commands: Sequence[Command],
+        *,
+        changed: Callable[[Change], None],
+        stop_seconds: float = 14.0,
+        nursery: Nursery | None = None,
     ) -> None:
+        """Not started yet; `nursery`, needed until they are, is where their first incarnations come from."""
         self.restarts: dict[str, int] = {command.name: 0 for command in commands}
         self._commands = {command.name: command for command in commands}
         self._changed = changed
         self._stop_seconds = stop_seconds
-        self._running: dict[str, asyncio.subprocess.Process] = {}
+        self._nursery = nursery
+        self._running: dict[str, Process] = {}
         self._stopping = asyncio.Event()
         self._group = asyncio.TaskGroup()
 
@@ -85,7 +98,7 @@ class Children:
         await self._group.__aenter__()
         try:
             for command in self._commands.values():
-                await self._start(command)
+                await self._start(command, self._nursery)
                 self._group.create_task(self._keep(command), name=f"child-{command.name}")
         except BaseException:
             await self.__aexit__(*sys.exc_info())
@@ -123,22 +136,8 @@ class Children:
             await asyncio.sleep(_LOOK_SECONDS)
         raise ChildFailed(f"{name} isn't ready after {seconds:g} s; the end of {command.log}:\n{_tail(command.log)}")
 
-    async def _start(self, command: Command) -> asyncio.subprocess.Process:
-        if command.ready_file is not None:
-            command.ready_file.unlink(missing_ok=True)
-        if command.log.exists() and command.log.stat().st_size > _LOG_BYTES:
-            command.log.replace(command.log.with_name(command.log.name + ".1"))
-        output = os.open(command.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        leash = "broker.tools.local.leash"
-        try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", leash, str(os.getpid()), command.module, *command.arguments,
-                stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
-                env=command.environment, start_new_session=True,
-            )  # fmt: skip
-        finally:
-            os.close(output)
-        self._running[command.name] = process
+    async def _start(self, command: Command, nursery: Nursery | None = None) -> Process:
+        process = self._running[command.name] = await _start(command, nursery)
         self._changed(Change(command.name, process.pid, self.restarts[command.name]))
         return process
 
@@ -180,7 +179,49 @@ class Children:
         await _ended(list(self._running.values()), deadline - time.monotonic())
 
 
-async def _ended(processes: Sequence[asyncio.subprocess.Process], seconds: float) -> None:
+async def run_once(command: Command, nursery: Nursery) -> None:
+    """Run a child to its end.
+
+    Raises:
+        ChildFailed: it failed; the message has the end of its log.
+    """
+    process = await _start(command, nursery)
+    try:
+        code = await process.wait()
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        raise
+    if code != 0:
+        raise ChildFailed(f"{command.name} failed with code {code}; the end of {command.log}:\n{_tail(command.log)}")
+
+
+async def _start(command: Command, nursery: Nursery | None) -> Process:
+    if command.ready_file is not None:
+        command.ready_file.unlink(missing_ok=True)
+    if command.log.exists() and command.log.stat().st_size > _LOG_BYTES:
+        command.log.replace(command.log.with_name(command.log.name + ".1"))
+    newborn = None if nursery is None else await nursery.newborn()
+    if newborn is not None:
+        return newborn.become(
+            Assignment(
+                command.name, command.module, command.arguments, command.environment, str(command.log), os.getpid()
+            )
+        )
+    output = os.open(command.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    leash = "broker.tools.local.leash"
+    try:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-m", leash, str(os.getpid()), command.module, *command.arguments,
+            stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
+            env=command.environment, start_new_session=True,
+        )  # fmt: skip
+    finally:
+        os.close(output)
+
+
+async def _ended(processes: Sequence[Process], seconds: float) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(max(seconds, 0)):
             for process in processes:

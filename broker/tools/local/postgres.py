@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-import asyncpg
 import psutil
 
 from broker.tools.local.accounts import Account, account_for
@@ -140,6 +139,11 @@ class Postgres(Server):
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1):
                 pass
+        except OSError:
+            return False
+        import asyncpg  # not before the server has started, which needn't wait for it
+
+        try:
             connection = await asyncpg.connect(self.url, timeout=5)
         except (OSError, TimeoutError, asyncpg.PostgresError):
             return False

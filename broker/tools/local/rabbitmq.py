@@ -14,17 +14,17 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
-
-import aio_pika
-from aio_pika.abc import AbstractConnection
 
 from broker.tools.local.accounts import Account, account_for
 from broker.tools.local.definitions import BROKER, VHOST, Registry, definitions
 from broker.tools.local.keeper import Order
 from broker.tools.local.locks import mark
 from broker.tools.local.server import Program, Server, ServerFailed, free_port, write_private
+
+if TYPE_CHECKING:
+    from aio_pika.abc import AbstractConnection
 
 _PLUGIN: Final = "rabbitmq_consistent_hash_exchange"
 _SCRIPTS: Final = ("/usr/lib/rabbitmq/bin", "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin", "/opt/rabbitmq/sbin")
@@ -169,6 +169,11 @@ class RabbitMQ(Server):
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+        except OSError:
+            return False
+        import aio_pika  # not before the server has started, which needn't wait for it
+
+        try:
             connection = await aio_pika.connect(self.url(), timeout=_CONNECT_SECONDS)
         except (OSError, TimeoutError, aio_pika.exceptions.AMQPError):
             return False
@@ -210,7 +215,7 @@ class RabbitMQ(Server):
         new.replace(path)
 
 
-def _server_version(connection: AbstractConnection) -> str:
+def _server_version(connection: "AbstractConnection") -> str:
     transport = connection.transport
     properties: Any = getattr(transport.connection, "server_properties", {}) if transport is not None else {}
     version = properties.get("version", "")
