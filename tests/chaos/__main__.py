@@ -113,7 +113,8 @@ def _summary(report: Report) -> str:
     return (
         f"{verdict}: RabbitMQ {report.rabbitmq}, PostgreSQL {report.postgres}, {report.wall_seconds:.0f} s; "
         f"{report.events} events ({report.republished} published again, {report.rejected} rejected), "
-        f"{report.deliveries} deliveries ({report.dead} dead letters), {report.attempts} attempts, "
+        f"{report.deliveries} deliveries ({report.dead} dead letters, {report.corrected} corrected in time), "
+        f"{report.attempts} attempts, "
         f"{report.duplicates} duplicates {report.duplicates_by_fault}; "
         f"{sum(report.faults.values())} faults {report.faults}, "
         f"at most {report.reconnects} reconnects in a loop{skipped}{died}"

@@ -12,7 +12,7 @@ import asyncpg
 
 from broker.storage.pool import DATABASE_TROUBLE
 from broker.tools.local.server import ServerFailed
-from tests.chaos.clock import Clock
+from tests.chaos.clock import Clock, Jump
 from tests.chaos.postgres import Cluster
 from tests.chaos.processes import Process
 from tests.chaos.proxy import Link, State
@@ -22,6 +22,12 @@ from tests.chaos.schedule import DELIVERS, INGESTS, RECONNECTS, Fault
 
 EVERY = frozenset({"*"})
 _SLOW_SECONDS = 0.15
+_LOOK_SECONDS = 3.0
+_LONGEST_WAIT_SECONDS = 30
+"""Delays and retries are shorter."""
+_PUT_OFF = """
+SELECT ceil(extract(epoch FROM max(next_attempt_at) - clock_timestamp()))::int FROM deliveries WHERE state = 'pending'
+"""
 _LOOP_SECONDS = 150.0
 _TRIES = 4
 _SOME_MESSAGES_BYTES = 2500
@@ -64,6 +70,8 @@ class Faults:
 
     stage: Stage
     windows: list[Window] = field(default_factory=list)
+    jumps: list[Jump] = field(default_factory=list)
+    """Of PostgreSQL's clock."""
     done: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     longest_reconnects: int = 0
@@ -261,9 +269,32 @@ class Faults:
         clock = self.stage.clocks.get(fault.target)
         if clock is None or not clock.environment:
             raise NotPossible("libfaketime is not installed")
-        clock.jump(int(fault.detail))
+        jump = Jump(int(fault.detail), time.monotonic())
+        if fault.target == "postgres":
+            self.jumps.append(jump)
+        clock.jump(jump.seconds)
         await asyncio.sleep(fault.seconds)
         clock.jump(0)
+        jump.until = time.monotonic()
+
+    async def let_time_pass(self) -> None:
+        """When the faults are over: PostgreSQL's clock is set ahead, for good, where it was so before, until cancelled.
+
+        What was to wait for seconds when that clock was two hours ahead waits for as many more.
+        """
+        clock, ahead = self.stage.clocks.get("postgres"), 0
+        while clock is not None and clock.environment:
+            missing: object = None
+            with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+                missing = await self.stage.cluster.primary.fetchval(_PUT_OFF)
+            if isinstance(missing, int) and missing > _LONGEST_WAIT_SECONDS:
+                ahead += missing
+                self.stage.say(f"something waits for {missing} s more: PostgreSQL's clock is set {ahead} s ahead")
+                now = time.monotonic()
+                self.jumps.append(Jump(ahead, now))
+                self.windows.append(Window("clock-jumps", now, now + _LOOK_SECONDS, EVERY))
+                clock.jump(ahead)
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def _sink(self, fault: Fault) -> None:
         self.stage.receivers.moods[fault.target] = Mood(fault.detail)

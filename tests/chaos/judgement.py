@@ -3,16 +3,14 @@
 Each complaint is a sentence that says which promise was broken, where. An empty list means that all of them hold.
 """
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import asyncpg
-
-from schemas.notices import SOURCE
+from tests.chaos import delays
+from tests.chaos.evidence import Delivery, Evidence
 from tests.chaos.faults import Window
-from tests.chaos.providers import PULL, QUEUE, Asked, Held
+from tests.chaos.providers import PULL, QUEUE
 from tests.chaos.publishers import Publication
 from tests.chaos.receivers import Arrival
 from tests.chaos.subscribers import Wanted
@@ -28,47 +26,6 @@ _UNDER_WAY_SECONDS = 1.0
 """What was being sent when a hold was placed may still arrive."""
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """A row of `deliveries`."""
-
-    subscription: str
-    """Path."""
-    sequence: int
-    event_key: int
-    state: str
-    reason: str | None
-    attempts: int
-
-
-@dataclass(slots=True)
-class Database:
-    """What the database says."""
-
-    events: dict[int, tuple[str, str]] = field(default_factory=dict)
-    """Source and id by key."""
-    rejected: set[str] = field(default_factory=set)
-    """Ids of events."""
-    deliveries: list[Delivery] = field(default_factory=list)
-    last_numbers: dict[str, int] = field(default_factory=dict)
-    totals: dict[str, Counter[str]] = field(default_factory=dict)
-    replays: dict[str, tuple[str, int]] = field(default_factory=dict)
-    """State, and how many numbers were settled."""
-
-
-@dataclass(slots=True)
-class Evidence:
-    """All ledgers of a run."""
-
-    publications: Sequence[Publication]
-    arrivals: Sequence[Arrival]
-    windows: Sequence[Window]
-    database: Database
-    wanted: Sequence[Wanted]
-    held: Sequence[Held] = ()
-    asked: Sequence[Asked] = ()
-
-
 @dataclass(slots=True)
 class Judgement:
     """What the ledgers say together."""
@@ -78,40 +35,9 @@ class Judgement:
     """Notifications that came again after they had been answered with success, by the fault that explains it."""
 
 
-async def read(url: str, paths: Mapping[int, str]) -> Database:
-    """Read everything. `paths` by the key of their subscription."""
-    connection = await asyncpg.connect(url, timeout=10)
-    found = Database()
-    try:
-        async with connection.transaction(isolation="repeatable_read", readonly=True):
-            # what Bode itself says of dead letters and rejections was published by nobody
-            for row in await connection.fetch("SELECT key, source, id FROM events WHERE source <> $1", SOURCE):
-                found.events[row["key"]] = row["source"], row["id"]
-            rows = await connection.fetch("SELECT event_id FROM rejections WHERE event_id IS NOT NULL")
-            found.rejected = {row["event_id"] for row in rows}
-            for row in await connection.fetch(
-                "SELECT subscription, sequence, event_key, state::text AS state, reason, attempts FROM deliveries"
-            ):
-                found.deliveries.append(Delivery(paths[row[0]], *list(row)[1:]))
-            for row in await connection.fetch("SELECT subscription, last_sequence FROM subscription_numbers"):
-                found.last_numbers[paths[row[0]]] = row[1]
-            for row in await connection.fetch("SELECT subscription, delivered, dead, cancelled FROM delivery_totals"):
-                found.totals[paths[row[0]]] = Counter(delivered=row[1], dead=row[2], cancelled=row[3])
-            for row in await connection.fetch("SELECT subscription, state, sent, failed, skipped::text FROM replays"):
-                skipped = sum(json.loads(row["skipped"]).values())
-                found.replays[paths[row[0]]] = row["state"], row["sent"] + row["failed"] + skipped
-    finally:
-        await connection.close()
-    return found
-
-
 def judge(evidence: Evidence) -> Judgement:
     """Judge a run."""
-    complaints = [
-        complaint
-        for check in (_acceptance, _matching, _numbers, _ends, _accounting, _arrivals, _order, _held, _replays)
-        for complaint in _few(check(evidence))
-    ]
+    complaints = [complaint for check in (*_CHECKS, *delays.CHECKS) for complaint in _few(check(evidence))]
     duplicates: Counter[str] = Counter()
     complaints += _few(_unexplained(evidence, duplicates))
     return Judgement(complaints, duplicates)
@@ -179,7 +105,10 @@ def _numbers(evidence: Evidence) -> Iterator[str]:
 
 
 def _ends(evidence: Evidence) -> Iterator[str]:
-    """Promise 2: every delivery was delivered, and its receiver says so, or is a dead letter for a reason we made."""
+    """Promise 2: every delivery was delivered, and its receiver says so, or is a dead letter for a reason we made.
+
+    What is cancelled is judged by `delays`: nothing but a correction may do it.
+    """
     wanted = {each.path: each for each in evidence.wanted}
     succeeded = {(a.path, a.sequence) for a in evidence.arrivals if a.status is not None and a.status < 300}
     for delivery in evidence.database.deliveries:
@@ -190,7 +119,7 @@ def _ends(evidence: Evidence) -> Iterator[str]:
         elif delivery.state == "dead":
             if delivery.reason not in wanted[delivery.subscription].allowed_reasons:
                 yield f"dead letter without a cause in its receiver: {place}, {delivery.reason}"
-        else:
+        elif delivery.state != "cancelled":
             yield f"still {delivery.state} when all was quiet: {place}, {delivery.attempts} attempts, {delivery.reason}"
 
 
@@ -281,6 +210,9 @@ def _replays(evidence: Evidence) -> Iterator[str]:
         state, settled = evidence.database.replays.get(asked.path, ("never begun", 0))
         if (state, settled) != ("done", asked.last):
             yield f"replay of '{asked.path}' is {state}, with {settled} of {asked.last} numbers settled"
+
+
+_CHECKS = (_acceptance, _matching, _numbers, _ends, _accounting, _arrivals, _order, _held, _replays)
 
 
 def _by_number(delivery: Delivery) -> int:

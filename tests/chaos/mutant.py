@@ -89,6 +89,21 @@ def outcome_without_guard() -> None:
     records._RECORD_DELIVERED = _without(guard, records._RECORD_DELIVERED)
 
 
+def taken_unasked() -> None:
+    """What has waited for its delay is sent without asking whether it was cancelled, which nobody is told of either.
+
+    The wake-up that tells it makes corrections quick, and may be lost.
+    """
+    from broker.ingest import corrections as read_corrections
+    from broker.storage import corrections
+
+    async def take(_: Any, deliveries: Any) -> Any:
+        return {(subscription, sequence): corrections.Taken(True) for subscription, sequence, _ in deliveries}
+
+    corrections.take = take
+    read_corrections.subscriptions_told = lambda _: ()
+
+
 def _without(guard: str, statement: str) -> str:
     assert guard in statement
     return statement.replace(guard, "")
@@ -100,4 +115,5 @@ MUTATIONS = {
     "no-deduplication": no_deduplication,
     "lane-released-early": lane_released_early,
     "outcome-without-guard": outcome_without_guard,
+    "taken-unasked": taken_unasked,
 }

@@ -34,6 +34,7 @@ _SETTINGS = {
     "wal_sender_timeout": "10s",
     "wal_retrieve_retry_interval": "500ms",
     "tcp_keepalives_idle": "5",
+    "track_commit_timestamp": "on",
 }
 _STEP = 1 << 20
 

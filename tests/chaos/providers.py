@@ -60,6 +60,14 @@ class Caller:
             await asyncio.sleep(_PAUSE)
 
 
+@dataclass(frozen=True, slots=True)
+class Stone:
+    """What a tombstone tells of a number."""
+
+    state: str
+    reason: str | None
+
+
 @dataclass
 class Puller:
     """Takes a subscription's numbers over, page by page."""
@@ -69,6 +77,8 @@ class Puller:
     path: str
     receivers: Receivers
     complaints: list[str] = field(default_factory=list)
+    stones: dict[tuple[str, int], Stone] = field(default_factory=dict)
+    """What came as a tombstone, by path and number."""
     through: int = 0
 
     async def run(self) -> None:
@@ -88,14 +98,20 @@ class Puller:
                 await asyncio.sleep(_PAUSE)
 
     def _take(self, page: Mapping[str, Any]) -> None:
-        if page["tombstones"]:
-            self.complaints.append(f"pulled tombstones of '{self.path}': {page['tombstones']}")
-        for event in page["events"]:
-            number = int(event["subscriptionsequence"])
+        stones = {
+            number: Stone(stone["state"], stone["reason"])
+            for stone in page["tombstones"]
+            for number in range(stone["from"], stone["to"] + 1)
+        }
+        events = {int(event["subscriptionsequence"]): event for event in page["events"]}
+        for number in sorted([*events, *stones]):
             if number != self.through + 1:
                 self.complaints.append(f"pulled number {number} of '{self.path}' after {self.through}")
             self.through = number
-            self.receivers.ledger.append(arrival(self.path, event, PULL, genuine=True))
+        if self.through != page["through"]:
+            self.complaints.append(f"pulled '{self.path}' to {self.through}, and the answer says {page['through']}")
+        self.stones |= {(self.path, number): stone for number, stone in stones.items()}
+        self.receivers.ledger += [arrival(self.path, event, PULL, genuine=True) for event in events.values()]
 
 
 async def drain(url: str, queue: str, path: str, receivers: Receivers) -> None:

@@ -39,5 +39,6 @@ PROVOCATIONS = {
     "lane-released-early": Provocation(()),
     "no-fencing": Provocation(_silences(), seconds=42.0, shards=2),
     "outcome-without-guard": Provocation(_six("link-deaf", DELIVERS[:2], "postgres", 0.5)),
+    "taken-unasked": Provocation(()),
 }
 """By the name of the mutation."""

@@ -2,7 +2,8 @@
 
 Each registry has lanes, one for a subject, and in a lane the next event is published only after the former was
 confirmed: so the order of acceptance within a lane is known. What isn't confirmed in time is published again, under
-the same id. Now and then they publish what was confirmed before, and what must be rejected.
+the same id. Now and then they publish what was confirmed before, and what must be rejected; and events of a type that
+has a delay, half of which they correct: at once, at about the moment when the delay is over, or too late.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Protocol, Self
 
@@ -18,7 +19,7 @@ import aio_pika
 import aiohttp
 import aiormq
 
-from tests.chaos.subscribers import TYPES, Event
+from tests.chaos.subscribers import CORRECTING, DELAY_SECONDS, DELAYED, REPLACE, TYPES, WITHDRAW, Event
 
 TROUBLE = (
     aio_pika.exceptions.AMQPError, aiormq.exceptions.AMQPError, aio_pika.exceptions.DeliveryError,
@@ -26,7 +27,9 @@ TROUBLE = (
     aiohttp.ClientError, OSError, TimeoutError, asyncio.InvalidStateError,
 )  # fmt: skip
 _CONFIRM_SECONDS = 6.0
-_AGAIN_SHARE, _WRONG_SHARE, _LARGE_SHARE = 0.02, 0.01, 0.01
+_AGAIN_SHARE, _WRONG_SHARE, _LARGE_SHARE, _DELAYED_SHARE, _CORRECTED_SHARE = 0.02, 0.01, 0.01, 0.06, 0.5
+_CORRECTED_AFTER = ((0.0, 0.5), (DELAY_SECONDS - 0.8, DELAY_SECONDS + 0.2), (DELAY_SECONDS + 0.5, DELAY_SECONDS + 2.0))
+"""Seconds after the confirm of what is corrected."""
 
 
 class Refused(Exception):
@@ -49,6 +52,14 @@ class Publication:
     published: int = 0
     """How often."""
     confirmed_at: float | None = None
+    corrects: str | None = None
+    """The id of the event that this one corrects."""
+    correction: str | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether its type has a delay."""
+        return self.event.type.endswith(f".{DELAYED}")
 
     @property
     def body(self) -> bytes:
@@ -62,6 +73,8 @@ class Publication:
         }
         if self.event.subject is not None:
             attributes["subject"] = self.event.subject
+        if self.corrects is not None:
+            attributes |= {"corrects": self.corrects, "correction": self.correction}
         return json.dumps(attributes).encode()
 
 
@@ -153,6 +166,13 @@ class HttpDoor:
         await self._session.close()
 
 
+async def describe_delay(session: aiohttp.ClientSession, api: str, key: str, registry: str) -> None:
+    """Say in the catalogue that events of one type of a registry wait."""
+    body = {"type": f"nl.{registry}.{DELAYED}", "meaning": "Beëindigd.", "delaySeconds": DELAY_SECONDS}
+    async with session.post(f"{api}/event-types", json=body, headers={"Authorization": f"Bearer {key}"}) as answer:
+        assert answer.status == 201, await answer.text()
+
+
 @dataclass
 class Registry:
     """A registry with its lanes; `run` publishes until `stop` is set and all is confirmed."""
@@ -187,6 +207,7 @@ class Registry:
         random = Random(self.random.random())
         pause = len(self.subjects) / self.rate
         confirmed: list[Publication] = []
+        mistakes: list[tuple[float, Publication]] = []
         place = 0
         while not self._stop.is_set():
             with contextlib.suppress(TimeoutError):
@@ -200,19 +221,34 @@ class Registry:
                 continue
             wrong = not self.refuses_wrong and random.random() < _WRONG_SHARE
             publication = self._next(number, subject, place, random, wrong)
+            due = next((each for each in mistakes if each[0] <= time.monotonic()), None)
+            if due is not None and not wrong:
+                mistakes.remove(due)
+                self._correct(publication, due[1], random)
             self.ledger.append(publication)
             await self._publish(publication, random)
-            if not wrong:
-                place += 1
-                confirmed.append(publication)
+            if wrong:
+                continue
+            place += 1
+            confirmed.append(publication)
+            if publication.waits and publication.corrects is None and random.random() < _CORRECTED_SHARE:
+                mistakes.append((time.monotonic() + random.uniform(*random.choice(_CORRECTED_AFTER)), publication))
 
     def _next(self, number: int, subject: str | None, place: int, random: Random, wrong: bool) -> Publication:
         n = self.counter[0] = self.counter[0] + 1
         size = 20_000 if random.random() < _LARGE_SHARE else random.randrange(50, 400)
-        event = Event(self.name, f"nl.{self.name}.{random.choice(TYPES)}", subject, size)
+        name = DELAYED if random.random() < _DELAYED_SHARE else random.choice(TYPES)
+        event = Event(self.name, f"nl.{self.name}.{name}", subject, size)
         lane = None if subject is None or wrong else f"{self.name} {subject}"
         source = self.wrong_source if wrong else self.source
         return Publication(f"{self.name}-{number}-{n}", event, source, n, lane, place, not wrong)
+
+    def _correct(self, publication: Publication, mistake: Publication, random: Random) -> None:
+        """Make a publication a correction. What comes in the place of another may have to wait itself."""
+        publication.corrects, publication.correction = mistake.id, random.choice((REPLACE, WITHDRAW))
+        waits = publication.correction == REPLACE and random.random() < 0.5
+        kind = f"nl.{self.name}.{DELAYED if waits else CORRECTING}"
+        publication.event = replace(publication.event, type=kind)
 
     async def _publish(self, publication: Publication, random: Random) -> None:
         """Publish until it is confirmed, however long that takes."""

@@ -28,14 +28,15 @@ from schemas.notices import SOURCE
 from subscriptions.database import DatabaseSettings, create_engine
 from subscriptions.secrets import generate_encryption_key
 from tests.chaos.clock import Clock
+from tests.chaos.evidence import Evidence, read
 from tests.chaos.faults import Faults, Stage, Window
-from tests.chaos.judgement import Evidence, judge, read
+from tests.chaos.judgement import judge
 from tests.chaos.namespace import Mounts
 from tests.chaos.postgres import Cluster
 from tests.chaos.processes import Process
 from tests.chaos.providers import Caller, People, Puller, drain
 from tests.chaos.proxy import Link
-from tests.chaos.publishers import AmqpDoor, HttpDoor, Registry
+from tests.chaos.publishers import AmqpDoor, HttpDoor, Registry, describe_delay
 from tests.chaos.rabbitmq import ChaosRabbitMQ
 from tests.chaos.receivers import Receivers
 from tests.chaos.schedule import DELIVERS, PROCESSES, Fault
@@ -44,6 +45,8 @@ from tests.chaos.watched import ASK
 
 _REPLAYED = "all"
 """The subscription of which everything is asked for again."""
+PUBLISHING = {"bag": (0.5, 14), "brp": (0.35, 12), "woz": (0.15, 6)}
+"""The registries, with their share of the events and how many subjects they have."""
 _LAG_SECONDS = 0.7
 _STOOD_STILL = "lanes-stood-still"
 
@@ -85,6 +88,8 @@ class Report:
     rejected: int = 0
     deliveries: int = 0
     dead: int = 0
+    corrected: int = 0
+    """Deliveries that were cancelled by a correction in time."""
     attempts: int = 0
     duplicates: int = 0
     duplicates_by_fault: dict[str, int] = field(default_factory=dict)
@@ -224,6 +229,8 @@ class Run:
         self.queues: dict[str, str] = {}
         self.made = made = dict[str, str]()
         async with aiohttp.ClientSession() as session:
+            for name in PUBLISHING:
+                await describe_delay(session, api, identities.registries[name].key, name)
             for wanted in WANTED:
                 headers = {"Authorization": f"Bearer {identities.providers[wanted.provider].key}"}
                 body = body_of(wanted, self.receivers)
@@ -267,7 +274,7 @@ class Run:
         random = Random(self.order.seed)
         counter = [0]
         made = []
-        for name, share, lanes in (("bag", 0.5, 14), ("brp", 0.35, 12), ("woz", 0.15, 6)):
+        for name, (share, lanes) in PUBLISHING.items():
             known = identities.registries[name]
             wrong = identities.registries["hr"].source
             subjects = [f"9999{number % 3}{number:05}" for number in range(lanes)] + [None, None]
@@ -311,8 +318,9 @@ class Run:
         self._say("no more faults; waiting for quiet")
         async with asyncio.timeout(self.order.patience):
             await working
+        passing = asyncio.create_task(faults.let_time_pass())
         await self._until_quiet(publishing)
-        for task in (watching, *pulling):
+        for task in (watching, passing, *pulling):
             task.cancel()
         for path, queue in self.queues.items():
             await drain(self.rabbitmq.url(), queue, path, self.receivers)
@@ -384,7 +392,18 @@ class Run:
         database = await read(self.cluster.primary.url, self.paths)
         arrivals = list(self.receivers.ledger)
         judgement = judge(
-            Evidence(publications, arrivals, self._windows, database, WANTED, self.people.held, self.people.asked)
+            Evidence(
+                publications,
+                arrivals,
+                self._windows,
+                database,
+                WANTED,
+                self.people.held,
+                self.people.asked,
+                {number: stone for puller in self.pullers for number, stone in puller.stones.items()},
+                faults.jumps,
+                time.time() - time.monotonic(),
+            )
         )
         report = self.report
         states = Counter(delivery.state for delivery in database.deliveries)
@@ -392,7 +411,7 @@ class Run:
         report.confirms_missed = sum(registry.troubles for registry in self.registries)
         report.republished = sum(publication.published - 1 for publication in publications)
         report.rejected = len(database.rejected)
-        report.deliveries, report.dead = states.total(), states["dead"]
+        report.deliveries, report.dead, report.corrected = states.total(), states["dead"], states["cancelled"]
         report.attempts, report.duplicates = (
             len(arrivals),
             judgement.duplicates.total() - judgement.duplicates["replay"],

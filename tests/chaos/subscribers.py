@@ -9,6 +9,10 @@ from tests.chaos.receivers import Receivers
 RETRY = {"delays": ["PT0.3S", "PT0.5S"] + ["PT1S"] * 20 + ["PT3S"] * 28}
 """Quick, and long enough (about 100 s) that what the faults do makes no dead letter."""
 TYPES = ("gewijzigd", "opgevoerd", "verwijderd")
+DELAYED, CORRECTING = "beeindigd", "hersteld"
+"""A type of each registry whose events wait before they are delivered, and one of corrections, which don't."""
+DELAY_SECONDS = 3
+REPLACE, WITHDRAW = "replace", "withdraw"
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ SAID = {
     "no-deduplication": "accepted 2 times: ",
     "lane-released-early": "order: ",
     "outcome-without-guard": "accounting of ",
+    "taken-unasked": "cancelled, and sent all the same: ",
 }
 
 

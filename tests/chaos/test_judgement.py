@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from tests.chaos.evidence import Database, Delivery, Evidence
 from tests.chaos.faults import Window
-from tests.chaos.judgement import Database, Delivery, Evidence, judge
+from tests.chaos.judgement import judge
 from tests.chaos.providers import Asked, Held
 from tests.chaos.publishers import Publication
 from tests.chaos.receivers import Arrival
