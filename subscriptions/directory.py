@@ -125,25 +125,40 @@ class Directory:
         return entry.delay
 
     def granted(self, provider_id: UUID, event_type: str, now: datetime) -> UUID | None:
-        """Returns the oldest grant by which a provider may receive a type at this moment, or None.
+        """Returns the oldest grant by which a provider may receive a type now, or None.
 
         A grant counts only while its registry owns the type. One that held when it was made doesn't cease to when the
-        clock is set back (promise 8). Bode's own types need none: who gets a notice was decided
-        when it was accepted.
+        clock is set back (promise 8), so this is not for moments that have passed: see `granted_then`. Bode's own types
+        need none: who gets a notice was decided when it was accepted.
         """
-        memo = (provider_id, event_type)
-        candidates = self._granting.get(memo)
+        candidates = self._candidates(provider_id, event_type)
         if candidates is None:
-            if is_own(event_type):
-                return NO_GRANT_NEEDED
-            if len(self._granting) >= _MEMO_LIMIT:  # types come from outside: never let them fill the memory
-                self._granting.clear()
-            candidates = self._granting[memo] = self._covering(provider_id, event_type)
+            return NO_GRANT_NEEDED
         for grant in candidates:
             begun = grant.valid_from <= now or grant.valid_from <= grant.created_at
             if begun and (grant.valid_until is None or now < grant.valid_until):
                 return grant.id
         return None
+
+    def granted_then(self, provider_id: UUID, event_type: str, moment: datetime) -> bool:
+        """Whether a grant that stands today held at a moment that has passed."""
+        candidates = self._candidates(provider_id, event_type)
+        return candidates is None or any(
+            grant.valid_from <= moment and (grant.valid_until is None or moment < grant.valid_until)
+            for grant in candidates
+        )
+
+    def _candidates(self, provider_id: UUID, event_type: str) -> tuple[GrantEntry, ...] | None:
+        """Grants that cover a type, the oldest first, whenever they hold; None: it needs none."""
+        memo = (provider_id, event_type)
+        candidates = self._granting.get(memo)
+        if candidates is None:
+            if is_own(event_type):
+                return None
+            if len(self._granting) >= _MEMO_LIMIT:  # types come from outside: never let them fill the memory
+                self._granting.clear()
+            candidates = self._granting[memo] = self._covering(provider_id, event_type)
+        return candidates
 
     def _covering(self, provider_id: UUID, event_type: str) -> tuple[GrantEntry, ...]:
         owner = self.owner_of_type(event_type)

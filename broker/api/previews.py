@@ -247,7 +247,6 @@ class _Trial:
         if is_own(row.type):
             mine: bool = row.organisation_id == self._provider_id
             return mine
-        return self._granted(row.type, self._now) and (sent or self._granted(row.type, accepted_at(row.key)))
-
-    def _granted(self, event_type: str, at: datetime) -> bool:
-        return self._directory.granted(self._provider_id, event_type, at) is not None
+        if self._directory.granted(self._provider_id, row.type, self._now) is None:
+            return False
+        return sent or self._directory.granted_then(self._provider_id, row.type, accepted_at(row.key))

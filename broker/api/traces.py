@@ -151,7 +151,7 @@ async def _trace(
         granted = directory.granted(own, row.type, view.clock.now()) is not None
         parts["deliveries"] = await _deliveries(connection, keys, accepted, own, explained=granted)
         if granted:
-            granted_then = directory.granted(own, row.type, accepted.at) is not None
+            granted_then = directory.granted_then(own, row.type, accepted.at)
             parts["not_delivered"] = await _not_delivered(connection, accepted, own, granted_then=granted_then)
     if not sees_all and not any(parts.values()):
         return None

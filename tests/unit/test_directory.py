@@ -86,6 +86,10 @@ def test_a_grant_that_held_when_it_was_made_holds_though_the_clock_is_set_back()
         made = directory(grant("nl.bag.*", begin=begin, end=NOW + timedelta(hours=1)))
         assert made.granted(GEMEENTE, "nl.bag.x", NOW - timedelta(days=2)) is not None
         assert made.granted(GEMEENTE, "nl.bag.x", NOW + timedelta(hours=1)) is None
+        for moment in (begin - timedelta(seconds=1), begin, NOW + timedelta(hours=1)):
+            assert made.granted_then(GEMEENTE, "nl.bag.x", moment) is (moment == begin), (
+                "what has passed stays as it was"
+            )
 
 
 def test_the_oldest_of_several_grants_is_the_one_that_counts() -> None:
