@@ -75,8 +75,8 @@ class Client:
     def send(self, target: Target, data: bytes, exchange: Exchange, deadline: float | None = None) -> None:
         """Send one whole request; `exchange` is told of its end. `deadline`, by the loop's clock, can only be earlier.
 
-        A kept connection that turns out to be closed before any byte of an answer is replaced once, within the
-        same attempt: the sink's idle limit is not its failure. What may go `once` only never takes a kept one.
+        A kept connection that turns out at once to be closed, before any byte of an answer, is replaced once, within
+        the same attempt: the sink's idle limit is not its failure. What may go `once` only never takes a kept one.
         """
         connection = None if exchange.once else self._take_idle(target)
         if deadline is not None:  # out of line with the limits below

@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+import time
 from typing import Final, Protocol
 
 import httptools
@@ -13,6 +14,9 @@ MAX_HEADER_BYTES: Final = 32 * 1024
 _KEPT_HEADERS: Final = frozenset(
     {b"retry-after", b"webhook-allowed-origin", b"webhook-allowed-rate", b"allow", b"location"}
 )
+REPLACE_SECONDS: Final = 1.0
+"""A kept connection that the sink had closed says so within a round trip. Later it was the request that was closed on,
+which the sink may have taken: that is an answer, if a poor one."""
 _FRAMING_HEADERS: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
@@ -31,6 +35,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_answer",
+        "_begun",
         "_data",
         "_ended",
         "_exchange",
@@ -60,6 +65,7 @@ class Connection(asyncio.Protocol):
         """Of the request that it carries, or carried last."""
         self.deadline = 0.0
         self._kept = False
+        self._begun = 0.0
         self._exchange: Exchange | None = None
         self._answer = Answer()
         self._received = 0
@@ -70,6 +76,7 @@ class Connection(asyncio.Protocol):
         """Send one whole request, whose end `exchange` is told; the owner keeps to the deadline."""
         self._exchange = exchange
         self._data = data
+        self._begun = time.monotonic()
         self.deadline = deadline
         self.number += 1
         self._answer = Answer()
@@ -104,7 +111,7 @@ class Connection(asyncio.Protocol):
         if exchange is None:
             return
         exchange._carrier = None
-        if reason is Reason.CLOSED and kept:
+        if reason is Reason.CLOSED and kept and time.monotonic() - self._begun < REPLACE_SECONDS:
             self._owner.replace(self.target, self._data, exchange, self.deadline)
         else:
             exchange.failed(reason)

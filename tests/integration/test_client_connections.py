@@ -10,6 +10,7 @@ import pytest
 from played_sink import OK, Exchange, answering, post, reason_of, sink
 from serving import serving
 
+from broker.delivery import connections
 from broker.delivery.client import Client
 from broker.delivery.exchanges import Answer, Target
 from broker.delivery.fence import Fence
@@ -36,6 +37,24 @@ async def test_kept_connection_that_was_closed_meanwhile_is_replaced_once(client
         assert (await post(client, made.target())).status == 204
         assert (await post(client, made.target())).status == 204
         assert [(exchange.connection, exchange.number) for exchange in made.seen] == [(1, 1), (1, 2), (2, 1)]
+
+
+async def test_request_that_the_sink_had_for_a_while_is_not_repeated(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "REPLACE_SECONDS", 0.1)
+
+    async def play(exchange: Exchange) -> None:
+        if exchange.number == 1:
+            await exchange.send(OK)
+        else:
+            await asyncio.sleep(0.3)
+            exchange.reset()
+
+    async with sink(play) as made:
+        await post(client, made.target())
+        assert await reason_of(post(client, made.target())) is Reason.CLOSED
+        assert len(made.seen) == 2
 
 
 async def test_request_that_a_kept_connection_began_to_answer_is_not_repeated(client: Client) -> None:
