@@ -4,7 +4,8 @@
                           └─try_out─► closed          └──anything unexpected──► failed, with all that is on it
 
 What the other side does is told to each message that is under way as a reason, and is never raised out of here. A
-confirm that doesn't come in time ends the connection: what was written and not read may not arrive later.
+confirm that doesn't come in time ends the connection, unless a later message was confirmed: what was written and not
+read may not arrive later.
 """
 
 import asyncio
@@ -12,13 +13,13 @@ import ssl
 from collections.abc import Callable
 from typing import Any, Final
 
-import aio_pika
 from pamqp import commands
 from pamqp.base import Frame
 
 from broker.delivery import amqp_frames
 from broker.delivery.amqp_frames import CHANNEL, Confirm, NotAmqp, Read
-from broker.delivery.amqp_targets import AmqpTarget
+from broker.delivery.amqp_messages import AmqpMessage
+from broker.delivery.amqp_targets import AmqpTarget, Login
 from broker.delivery.exchanges import QueueExchange, SendError
 from broker.delivery.outcomes import Reason
 
@@ -77,14 +78,24 @@ class AmqpConnection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, target: AmqpTarget, ended: Callable[["AmqpConnection"], None]) -> None:
-        """Make one; `ended` is told once, when nothing can be published on it any more."""
-        self.target = target
+    def __init__(
+        self, login: Login, ended: Callable[["AmqpConnection"], None], heartbeat: int = HEARTBEAT_SECONDS
+    ) -> None:
+        """Make one.
+
+        Args:
+            login: who we are there.
+            ended: told once, when nothing can be published on it any more.
+            heartbeat: seconds, unless the other side wants fewer; twice as long without a word is the end.
+        """
+        self._login = login
+        self._heartbeat = heartbeat
         self._told = ended
         self._loop = asyncio.get_running_loop()
         self._reader = amqp_frames.Reader()
         self._pending: dict[int, _Pending] = {}
         self._tag = 0
+        self._confirmed_to = 0
         self._frame_max = amqp_frames.FRAME_MAX
         self._awaited: tuple[type[Frame], asyncio.Future[Any]] | None = None
         self._failure: Reason | None = None
@@ -120,16 +131,16 @@ class AmqpConnection(asyncio.Protocol):
         self._write(amqp_frames.PROTOCOL)
         start = await self._next(commands.Connection.Start)
         mechanism, response = self._proof(str(start.mechanisms).split())
-        properties = {"product": "Bode", "connection_name": self.target.name, "capabilities": _CAPABILITIES}
+        properties = {"product": "Bode", "connection_name": self._login.name, "capabilities": _CAPABILITIES}
         answer = commands.Connection.StartOk(properties, mechanism, response)  # type: ignore[arg-type]  # a table
         self._write(amqp_frames.method(answer))
         tune = await self._next(commands.Connection.Tune)
-        seconds = min(int(tune.heartbeat) or HEARTBEAT_SECONDS, HEARTBEAT_SECONDS)
+        seconds = min(int(tune.heartbeat) or self._heartbeat, self._heartbeat)
         self._frame_max = min(int(tune.frame_max) or amqp_frames.FRAME_MAX, amqp_frames.FRAME_MAX)
         if self._frame_max < 4096:  # AMQP 0-9-1, 4.2.3: frame-min-size
             self._fail(Reason.NOT_AMQP)
         tuned = commands.Connection.TuneOk(int(tune.channel_max), self._frame_max, seconds)
-        self._write(amqp_frames.method(tuned) + amqp_frames.open_host(self.target.server.virtual_host))
+        self._write(amqp_frames.method(tuned) + amqp_frames.open_host(self._login.virtual_host))
         await self._next(commands.Connection.OpenOk)
         self._write(amqp_frames.method(commands.Channel.Open(), CHANNEL))
         await self._next(commands.Channel.OpenOk)
@@ -145,13 +156,13 @@ class AmqpConnection(asyncio.Protocol):
         await self._next(commands.Confirm.SelectOk)
         self._publishing = True
 
-    async def try_out(self) -> None:
-        """See whether we may publish to the target, and leave nothing there: in a transaction that is rolled back.
+    async def try_out(self, target: AmqpTarget) -> None:
+        """See whether we may publish to a target, and leave nothing there: in a transaction that is rolled back.
 
         Raises:
             SendError: it isn't there, or we may not.
         """
-        address = self.target.address
+        address = target.address
         if address.queue is not None:
             self._write(amqp_frames.expect_queue(address.queue))
             await self._next(commands.Queue.DeclareOk)
@@ -160,21 +171,24 @@ class AmqpConnection(asyncio.Protocol):
             await self._next(commands.Exchange.DeclareOk)
         self._write(amqp_frames.method(commands.Tx.Select(), CHANNEL))
         await self._next(commands.Tx.SelectOk)
-        nothing = amqp_frames.content(commands.Basic.Properties(), b"", self._frame_max)
-        self._write(self.target.publish + nothing + amqp_frames.method(commands.Tx.Rollback(), CHANNEL))
+        nothing = amqp_frames.content(amqp_frames.NO_PROPERTIES, b"", self._frame_max)
+        self._write(target.publish + nothing + amqp_frames.method(commands.Tx.Rollback(), CHANNEL))
         await self._next(commands.Tx.RollbackOk)
 
-    def publish(self, message: aio_pika.Message, exchange: QueueExchange, deadline: float) -> None:
-        """Publish a message; `exchange` is told what came of it, by the deadline (of the loop's clock)."""
+    def publish(self, method: bytes, message: AmqpMessage, exchange: QueueExchange, deadline: float) -> None:
+        """Publish a message where `method` says (`amqp_frames.publish`).
+
+        `exchange` is told what came of it, by the deadline, which is of the loop's clock.
+        """
         if self._blocked or not self.usable:
             exchange.failed(Reason.BLOCKED if self._blocked else Reason.CLOSED)
             return
         self._tag += 1
         timer = self._loop.call_at(deadline, self._late, self._tag)
-        pending = self._pending[self._tag] = _Pending(exchange, message.message_id or "", timer)
+        pending = self._pending[self._tag] = _Pending(exchange, message.identity, timer)
         exchange._carrier = pending
         self._used = self._loop.time()
-        self._write(self.target.publish + amqp_frames.content(message.properties, message.body, self._frame_max))
+        self._write(method + amqp_frames.content(message.properties, message.body, self._frame_max))
 
     def retire(self) -> None:
         """Publish nothing more; it closes when what is under way has ended."""
@@ -263,6 +277,7 @@ class AmqpConnection(asyncio.Protocol):
                 pending.returned = True
 
     def _confirmed(self, confirm: Confirm) -> None:
+        self._confirmed_to = max(self._confirmed_to, confirm.tag)
         tags = [tag for tag in self._pending if tag <= confirm.tag] if confirm.multiple else [confirm.tag]
         ended = [self._pending.pop(tag) for tag in tags if tag in self._pending]
         for pending in ended:
@@ -277,11 +292,12 @@ class AmqpConnection(asyncio.Protocol):
 
     def _proof(self, offered: list[str]) -> tuple[str, str]:
         """SASL mechanism and response (RFC 4616; RFC 4422, A)."""
-        mechanism = "EXTERNAL" if self.target.user is None else "PLAIN"
+        user = self._login.user
+        mechanism = "EXTERNAL" if user is None else "PLAIN"
         if mechanism not in offered:
             self.close()
             raise SendError(Reason.ACCESS)
-        return mechanism, "" if self.target.user is None else "\0{}\0{}".format(*self.target.user)
+        return mechanism, "" if user is None else "\0{}\0{}".format(*user)
 
     async def _next(self, kind: type[Frame]) -> Any:
         if self._failure is not None:
@@ -296,8 +312,13 @@ class AmqpConnection(asyncio.Protocol):
         self.transport.write(data)
 
     def _late(self, tag: int) -> None:
-        if tag in self._pending:
-            self._fail(Reason.BLOCKED if self._blocked else Reason.TIMEOUT)
+        reason = Reason.BLOCKED if self._blocked else Reason.TIMEOUT
+        if tag < self._confirmed_to:  # it was read, as a later one was: a queue without a majority of its nodes
+            if (pending := self._pending.pop(tag, None)) is not None:
+                pending.end(reason)
+                self._close_when_done()
+        elif tag in self._pending:
+            self._fail(reason)
 
     def _beat(self, seconds: float) -> None:
         """Show that we are there, see that the other side is, and close when there is nothing to do."""

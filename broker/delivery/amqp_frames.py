@@ -12,6 +12,8 @@ from typing import Final
 from pamqp import commands, frame, header, heartbeat
 from pamqp.base import Frame
 
+from broker.delivery.amqp_messages import short
+
 FRAME_MAX: Final = 131_072
 """Bytes of one frame, in both directions: what RabbitMQ proposes."""
 PROTOCOL: Final = header.ProtocolHeader().marshal()
@@ -22,8 +24,10 @@ _END: Final = 0xCE
 _PARTS: Final = struct.Struct(">BHI")
 _FRAMING: Final = _PARTS.size + 1
 _CONFIRM: Final = struct.Struct(">QB")
+_CONTENT: Final = struct.Struct(">HHQ")
 _ACK, _NACK = b"\x00\x3c\x00\x50", b"\x00\x3c\x00\x78"
 _NO_TABLE: Final = b"\0\0\0\0"
+NO_PROPERTIES: Final = b"\0\0"
 
 
 class NotAmqp(Exception):
@@ -100,31 +104,31 @@ def method(content: Frame, channel: int = 0) -> bytes:
 
 def open_host(virtual_host: str) -> bytes:
     """Connection.Open."""
-    return _method(commands.Connection.Open.index, 0, _short(virtual_host), _short(""), b"\0")
+    return _method(commands.Connection.Open.index, 0, short(virtual_host), short(""), b"\0")
 
 
 def expect_queue(name: str) -> bytes:
     """Queue.Declare, passive: whether it is there."""
-    return _method(commands.Queue.Declare.index, CHANNEL, b"\0\0", _short(name), b"\1", _NO_TABLE)
+    return _method(commands.Queue.Declare.index, CHANNEL, b"\0\0", short(name), b"\1", _NO_TABLE)
 
 
 def expect_exchange(name: str) -> bytes:
     """Exchange.Declare, passive: whether it is there."""
-    return _method(commands.Exchange.Declare.index, CHANNEL, b"\0\0", _short(name), _short(""), b"\1", _NO_TABLE)
+    return _method(commands.Exchange.Declare.index, CHANNEL, b"\0\0", short(name), short(""), b"\1", _NO_TABLE)
 
 
 def publish(exchange: str, routing_key: str) -> bytes:
     """Basic.Publish, mandatory: what no queue takes is returned."""
-    return _method(commands.Basic.Publish.index, CHANNEL, b"\0\0", _short(exchange), _short(routing_key), b"\1")
+    return _method(commands.Basic.Publish.index, CHANNEL, b"\0\0", short(exchange), short(routing_key), b"\1")
 
 
-def content(properties: commands.Basic.Properties, body: bytes, frame_max: int) -> bytes:
-    """What follows `publish`: properties and body, in as many frames as it takes."""
-    head = header.ContentHeader(body_size=len(body), properties=properties).marshal()
-    parts = [_frame(_HEADER, CHANNEL, head)]
+def content(properties: bytes, body: bytes, frame_max: int) -> bytes:
+    """What follows `publish`: properties (`amqp_messages`) and body, in as many frames as it takes."""
+    head = _frame(_HEADER, CHANNEL, _CONTENT.pack(commands.Basic.frame_id, 0, len(body)) + properties)
     room = frame_max - _FRAMING
-    parts += [_frame(_BODY, CHANNEL, body[start : start + room]) for start in range(0, len(body), room)]
-    return b"".join(parts)
+    if 0 < len(body) <= room:
+        return head + _frame(_BODY, CHANNEL, body)
+    return head + b"".join([_frame(_BODY, CHANNEL, body[start : start + room]) for start in range(0, len(body), room)])
 
 
 def _method(index: int, channel: int, *arguments: bytes) -> bytes:
@@ -133,8 +137,3 @@ def _method(index: int, channel: int, *arguments: bytes) -> bytes:
 
 def _frame(kind: int, channel: int, payload: bytes) -> bytes:
     return b"%s%s\xce" % (_PARTS.pack(kind, channel, len(payload)), payload)
-
-
-def _short(text: str) -> bytes:
-    data = text.encode()
-    return bytes((len(data),)) + data

@@ -40,6 +40,16 @@ class Server(NamedTuple):
         )
 
 
+class Login(NamedTuple):
+    """Who we are at a RabbitMQ."""
+
+    virtual_host: str
+    user: tuple[str, str] | None
+    """Name and password; None: we are known by our certificate (SASL EXTERNAL)."""
+    name: str
+    """That our connection shows under there."""
+
+
 @dataclass(frozen=True, slots=True)
 class AmqpTarget:
     """One subscription's target; targets that are equal can use the same connection."""
@@ -47,10 +57,7 @@ class AmqpTarget:
     subscription: UUID
     server: Server
     address: Address
-    user: tuple[str, str] | None = field(repr=False)
-    """Name and password; None: we are known by our certificate (SASL EXTERNAL)."""
-    name: str
-    """That our connection shows under there."""
+    login: Login = field(repr=False)
     tls: TlsIdentity | None = field(repr=False)
     publish: bytes = field(repr=False)
     """The method that each message begins with."""
@@ -64,14 +71,17 @@ class AmqpTarget:
         """
         if config.amqp is None:
             return None
-        address = Address.parse(config.amqp.address)
+        server, address = Server.of(config.sink), Address.parse(config.amqp.address)
         credential = config.identity.credential
         return cls(
             config.id,
-            Server.of(config.sink),
+            server,
             address,
-            (credential.identifier, credential.secret) if isinstance(credential, PlainCredential) else None,
-            config.amqp.link_name or f"{origin} {config.id}",
+            Login(
+                server.virtual_host,
+                (credential.identifier, credential.secret) if isinstance(credential, PlainCredential) else None,
+                config.amqp.link_name or f"{origin} {config.id}",
+            ),
             TlsIdentity.of_sink(config.identity.tls),
             amqp_frames.publish(address.exchange, address.routing_key),
         )

@@ -14,13 +14,14 @@ from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
+from broker.delivery.amqp_messages import message_of
 from broker.delivery.amqp_targets import AmqpTarget
 from broker.delivery.authorization import Authorizer, TokenSource, source_of, standing
 from broker.delivery.client import Client
 from broker.delivery.envelopes import Envelope
 from broker.delivery.exchanges import Answer, Exchange, QueueExchange, SendError, Target, Waiting
 from broker.delivery.outcomes import Outcome, Reason, judge
-from broker.delivery.queues import Queues, message_of
+from broker.delivery.queues import Queues
 from broker.delivery.remote_queues import RemoteQueues
 from broker.delivery.retries import DEFAULT, Schedule
 from broker.delivery.signing import AsymmetricKey, Signer, SigningKey

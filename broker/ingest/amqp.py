@@ -15,6 +15,8 @@ the partitions have an alternate, `bode.unrouted`, whose queue of that name is a
 """
 
 import asyncio
+import ssl
+from base64 import b64decode
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -24,7 +26,10 @@ from typing import Any, Final, assert_never
 import aio_pika
 import aiormq
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractQueue
+from aiormq.abc import SSLCerts
+from aiormq.connection import DEFAULT_PORTS, SSLContextProvider
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from yarl import URL
 
 from broker.ingest.accept import Message
 from schemas import cloudevents
@@ -104,6 +109,53 @@ class RegistryRoute:
     def partition(self) -> str:
         """Its exchange."""
         return partition_name(self.oin)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where RabbitMQ is, taken apart as aiormq does it, for those who connect without it."""
+
+    host: str
+    port: int
+    virtual_host: str
+    user: tuple[str, str] | None
+    """Name and password; None: known by our certificate (SASL EXTERNAL)."""
+    context: ssl.SSLContext | None
+
+    @classmethod
+    async def of(cls, settings: AmqpSettings) -> "Place":
+        """That of an installation.
+
+        Raises:
+            ValueError: there is no such URL.
+            OSError: its certificates can't be read, or used (an SSLError is one).
+        """
+        if settings.url is None:
+            raise ValueError("no AMQP URL is set")
+        url = URL(settings.url.get_secret_value())
+        if url.scheme not in DEFAULT_PORTS or url.host is None:
+            raise ValueError("no AMQP URL")
+        query = url.query
+        context = None
+        if url.scheme == "amqps":
+            certificates = SSLCerts(
+                cert=query.get("certfile"),
+                key=query.get("keyfile"),
+                capath=query.get("capath"),
+                cafile=query.get("cafile"),
+                cadata=b64decode(query["cadata"]) if query.get("cadata") else None,
+                verify=query.get("no_verify_ssl", "0") == "0",
+            )
+            loop = asyncio.get_running_loop()
+            context = await SSLContextProvider(ssl_context=None, ssl_certs=certificates, loop=loop).get_context()
+        external = query.get("auth", "").upper() == "EXTERNAL"
+        return cls(
+            url.host,
+            url.port or DEFAULT_PORTS[url.scheme],
+            url.path.removeprefix("/").replace("%2F", "/") or "/",
+            None if external else (url.user or "guest", url.password or "guest"),
+            context,
+        )
 
 
 async def connect(settings: AmqpSettings, name: str) -> AbstractConnection:

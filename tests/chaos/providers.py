@@ -1,4 +1,4 @@
-"""Providers that don't wait to be posted to: one pulls, one has a queue; and the people who hold and ask for more.
+"""Providers that don't wait to be posted to: one pulls, two have queues; and the people who hold and ask for more.
 
 They go on through everything that the faults do to the API. What comes to them goes into the receivers' ledger.
 """
@@ -114,8 +114,15 @@ class Puller:
         self.receivers.ledger += [arrival(self.path, event, PULL, genuine=True) for event in events.values()]
 
 
+async def make_queue(url: str, queue: str) -> None:
+    """Declare a provider's own queue, as the provider does it."""
+    connection = await aio_pika.connect(url)
+    async with connection, connection.channel() as channel:
+        await channel.declare_queue(queue, durable=True, arguments={"x-queue-type": "quorum"})
+
+
 async def drain(url: str, queue: str, path: str, receivers: Receivers) -> None:
-    """Take everything out of a provider's queue, in its order; it is made when the first is to go there."""
+    """Take everything out of a provider's queue, in its order; one of Bode's is made when the first is to go there."""
     connection = await aio_pika.connect(url)
     async with connection, connection.channel() as channel:
         try:

@@ -34,12 +34,12 @@ from tests.chaos.judgement import judge
 from tests.chaos.namespace import Mounts
 from tests.chaos.postgres import Cluster
 from tests.chaos.processes import Process
-from tests.chaos.providers import Caller, People, Puller, drain
+from tests.chaos.providers import Caller, People, Puller, drain, make_queue
 from tests.chaos.proxy import Link
 from tests.chaos.publishers import AmqpDoor, HttpDoor, Registry, describe_delay
 from tests.chaos.rabbitmq import ChaosRabbitMQ
 from tests.chaos.receivers import Receivers
-from tests.chaos.schedule import DELIVERS, PROCESSES, Fault
+from tests.chaos.schedule import DELIVERS, ELSEWHERE, PROCESSES, Fault
 from tests.chaos.subscribers import WANTED, body_of
 from tests.chaos.watched import ASK
 
@@ -170,7 +170,7 @@ class Run:
         self.links: dict[tuple[str, str], Link] = {}
         for name in self.order.processes:
             self.links[name, "postgres"] = await stack.enter_async_context(Link(lambda: self.cluster.port))
-        for name in (*(name for name in self.order.processes if name not in DELIVERS), "bag", "brp"):
+        for name in (*(name for name in self.order.processes if name not in DELIVERS), "bag", "brp", ELSEWHERE):
             self.links[name, "rabbitmq"] = await stack.enter_async_context(Link(lambda: self.rabbitmq.port))
         for name in self.order.processes:
             if name in DELIVERS:  # a link of another name: what cuts those to the queues of events leaves these
@@ -228,19 +228,20 @@ class Run:
         self.paths: dict[int, str] = {}
         self.queues: dict[str, str] = {}
         self.made = made = dict[str, str]()
+        await make_queue(self.rabbitmq.url(), ELSEWHERE)
         async with aiohttp.ClientSession() as session:
             for name in PUBLISHING:
                 await describe_delay(session, api, identities.registries[name].key, name)
             for wanted in WANTED:
                 headers = {"Authorization": f"Bearer {identities.providers[wanted.provider].key}"}
-                body = body_of(wanted, self.receivers)
+                body = body_of(wanted, self.receivers, self._amqp_url(ELSEWHERE))
                 async with session.post(f"{api}/subscriptions", json=body, headers=headers) as answer:
                     shown = await answer.json(content_type=None)
                     assert answer.status == 201, shown
                 self.receivers.secrets[wanted.path] = shown.get("secret") or ""
                 made[wanted.path] = shown["id"]
                 if wanted.protocol == "AMQP":
-                    self.queues[wanted.path] = shown["queue"]
+                    self.queues[wanted.path] = ELSEWHERE if wanted.remote else shown["queue"]
                 if wanted.divisor:
                     self.receivers.refused[wanted.path] = wanted.divisor
                 if wanted.flaky:
@@ -296,8 +297,10 @@ class Run:
         return found or ["http://127.0.0.1:9"]
 
     def _amqp_url(self, name: str) -> str:
+        """As it is reached over the link of a name, which is a registry's or that of a provider's own RabbitMQ."""
         port = self.links[name, "rabbitmq"].port
-        return self.rabbitmq.url(name).replace(f":{self.rabbitmq.port}/", f":{port}/")
+        url = self.rabbitmq.url() if name == ELSEWHERE else self.rabbitmq.url(name)
+        return url.replace(f":{self.rabbitmq.port}/", f":{port}/")
 
     async def _work(self) -> None:
         stage = Stage(self.processes, self.links, self.cluster, self.rabbitmq, self.receivers, self.clocks, self._say)

@@ -7,6 +7,8 @@ from random import Random
 APIS = ("api1", "api2")
 INGESTS = ("ingest1", "ingest2", "ingest3")
 DELIVERS = ("deliver1", "deliver2", "deliver3")
+ELSEWHERE = "elsewhere"
+"""The RabbitMQ as a provider's own, and the queue there: the same server, over a link of its own."""
 PROCESSES = (*APIS, *INGESTS, *DELIVERS)
 MOODS = ("hangs", "fails", "throttles", "breaks-off", "refuses", "slow")
 LOCKED = ("event_ids", "deliveries", "subscription_numbers", "delivery_totals", "leases", "change_log_head")
@@ -63,7 +65,7 @@ def _link(random: Random, cast: Cast) -> tuple[str, str]:
     if random.random() < 0.3:
         return "all", server
     users = [name for name in cast.processes if server == "postgres" or name not in DELIVERS]
-    return random.choice(users if server == "postgres" else [*users, "bag", "brp"]), server
+    return random.choice(users if server == "postgres" else [*users, "bag", "brp", ELSEWHERE]), server
 
 
 def _sink(random: Random, cast: Cast) -> tuple[str, str]:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from yarl import URL
+
 from tests.chaos.receivers import Receivers
 
 RETRY = {"delays": ["PT0.3S", "PT0.5S"] + ["PT1S"] * 20 + ["PT3S"] * 28}
@@ -38,6 +40,8 @@ class Wanted:
     """Its sink refuses for good what this divides."""
     flaky: bool = False
     protocol: str = "HTTP"
+    remote: bool = False
+    """It goes to a RabbitMQ that Bode reaches as it would a provider's own."""
     allowed_reasons: tuple[str, ...] = field(default=())
 
 
@@ -121,11 +125,23 @@ WANTED = (
         lambda event: event.registry == "woz",
         protocol="AMQP",
     ),
+    Wanted(
+        "elsewhere",
+        "pensioenfonds",
+        {"filters": [_of("woz")], "retry": RETRY, "protocolSettings": {"address": "/queues/elsewhere"}},
+        lambda event: event.registry == "woz",
+        protocol="AMQP",
+        remote=True,
+    ),
 )
 
 
-def body_of(wanted: Wanted, receivers: Receivers) -> dict[str, Any]:
-    """What is posted to make the subscription."""
+def body_of(wanted: Wanted, receivers: Receivers, elsewhere: str) -> dict[str, Any]:
+    """What is posted to make the subscription; `elsewhere` is the URL of a provider's RabbitMQ."""
+    if wanted.remote:
+        url = URL(elsewhere)
+        login = {"credentialType": "PLAIN", "identifier": url.user, "secret": url.password}
+        return {"protocol": "AMQP", "sink": str(url.with_user(None)), "sinkCredential": login, **wanted.body}
     if wanted.protocol != "HTTP":
         return {"protocol": wanted.protocol, **wanted.body}
     return {"sink": receivers.url(wanted.path), "protocol": "HTTP", "retry": RETRY, **wanted.body}

@@ -4,11 +4,11 @@ import asyncio
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
 from uuid import uuid4
 
-import aio_pika
 import pytest
 from authorities import Authority
 from pamqp import commands, frame, header
@@ -16,8 +16,10 @@ from pamqp.body import ContentBody
 from serving import serving
 
 from broker.delivery import amqp_frames
+from broker.delivery.amqp_connections import AmqpConnection
 from broker.delivery.amqp_frames import FRAME_MAX, PROTOCOL, method
-from broker.delivery.amqp_targets import AmqpTarget, Server
+from broker.delivery.amqp_messages import AmqpMessage, message_of
+from broker.delivery.amqp_targets import AmqpTarget, Login, Server
 from broker.delivery.dialling import Dialler
 from broker.delivery.exchanges import Answer, QueueExchange, SendError
 from broker.delivery.fence import Fence
@@ -83,11 +85,11 @@ class Told(QueueExchange):
 def target_at(port: int, host: str = "127.0.0.1", tls: TlsIdentity | None = None) -> AmqpTarget:
     address = Address("", "q")
     server = Server(tls is not None, host, port, "/")
-    return AmqpTarget(uuid4(), server, address, ("a", "b"), "bode", tls, amqp_frames.publish("", "q"))
+    return AmqpTarget(uuid4(), server, address, Login("/", ("a", "b"), "bode"), tls, amqp_frames.publish("", "q"))
 
 
-def message(body: bytes = b"{}", identity: str = "een") -> aio_pika.Message:
-    return aio_pika.Message(body, message_id=identity)
+def message(body: bytes = b"{}", identity: str = "een") -> AmqpMessage:
+    return message_of(body, "application/json", identity, 1, "v1,a", "00-1-2-01")
 
 
 @asynccontextmanager
@@ -257,7 +259,7 @@ async def test_while_an_alarm_is_raised_nothing_is_sent_and_all_is_told_so() -> 
     async with played(raise_an_alarm) as port, queues() as remote:
         target = target_at(port)
         assert await published(remote, target) is None
-        connection = remote._links[target.subscription].connection
+        connection = remote._links[target.subscription]._connection
         assert connection is not None
         async with asyncio.timeout(5):
             while not connection._blocked:
@@ -269,7 +271,7 @@ async def test_while_an_alarm_is_raised_nothing_is_sent_and_all_is_told_so() -> 
                 await asyncio.sleep(0.01)
         assert heard == 1
         assert await published(remote, target) is None
-        assert remote._links[target.subscription].connection is connection
+        assert remote._links[target.subscription]._connection is connection
 
 
 async def test_what_waits_when_an_alarm_is_raised_is_told_so_in_the_end_and_cannot_come_late() -> None:
@@ -288,14 +290,59 @@ async def test_what_waits_when_an_alarm_is_raised_is_told_so_in_the_end_and_cann
             await lost.wait()
 
 
+async def test_one_that_is_not_confirmed_while_later_ones_are_costs_the_others_nothing() -> None:
+    async def leave_one_out(at: Playing) -> None:
+        await at.let_in()
+        for tag in range(1, 4):
+            await at.hear_message()
+            if tag != 2:
+                at.say(commands.Basic.Ack(tag, False), 1)
+        await at.hear_message()
+        await asyncio.sleep(1.5)
+        at.say(commands.Basic.Ack(2, False), 1)
+        at.say(commands.Basic.Ack(4, False), 1)
+        await at.reader.read()
+
+    async with played(leave_one_out) as port, queues(seconds=2) as remote:
+        target = target_at(port)
+        three = asyncio.gather(*(published(remote, target, identity=str(number)) for number in range(3)))
+        await asyncio.sleep(1)
+        last = asyncio.create_task(published(remote, target, identity="3"))
+        assert await three == [None, Reason.TIMEOUT, None]
+        assert await last is None
+
+
+async def test_what_is_under_way_when_another_place_is_named_goes_on_and_ends_with_the_process() -> None:
+    lost = asyncio.Event()
+
+    async def keep_waiting(at: Playing) -> None:
+        await at.let_in()
+        await at.hear_message()
+        await at.reader.read()
+        lost.set()
+
+    async with played(keep_waiting) as port:
+        async with queues(seconds=20) as remote:
+            target, told = target_at(port), Told()
+            remote.begin(target, message(), told)
+            async with asyncio.timeout(5):
+                while remote._links[target.subscription]._connection is None:
+                    await asyncio.sleep(0.01)
+            remote.begin(replace(target, address=Address("", "r")), message(), Told())
+            assert len(remote._retired) == 1
+            assert not told.future.done()
+        async with asyncio.timeout(5):
+            await lost.wait()
+        assert not remote._retired
+
+
 async def test_what_is_returned_is_known_by_its_id() -> None:
     async def give_back(at: Playing) -> None:
         await at.let_in()
         for _ in range(2):
             await at.hear_message()
-        properties = commands.Basic.Properties(message_id="twee")
         at.say(commands.Basic.Return(312, "NO_ROUTE", "", "q"), 1)
-        at.say(amqp_frames.content(properties, b"x" * 200_000, FRAME_MAX))
+        at.say(amqp_frames.content(message(identity="twee").properties, b"x" * 200_000, FRAME_MAX))
         at.say(commands.Basic.Ack(2, True), 1)
         await at.reader.read()
 
@@ -329,7 +376,7 @@ async def test_what_is_given_up_is_told_nothing_and_the_connection_goes_on() -> 
 
 
 async def test_one_that_falls_silent_is_found_out_by_its_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.delivery.amqp_connections.HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr(AmqpConnection.__init__, "__defaults__", (1,))
     beats = 0
 
     async def fall_silent(at: Playing) -> None:

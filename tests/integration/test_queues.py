@@ -18,7 +18,7 @@ from local_processes import marked, until_registered
 from queued import ended, taken
 from standardwebhooks.webhooks import Webhook
 
-from broker.delivery import queues
+from broker.delivery import queue_declaring
 from broker.delivery.outcomes import Reason
 from broker.telemetry import ATTEMPTS
 from broker.tools.local.rabbitmq import RabbitMQ
@@ -28,7 +28,7 @@ from broker.tools.local.rabbitmq import RabbitMQ
 def unkilled(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Where RabbitMQ isn't killed new queues are safe at once."""
     if "killed" not in request.node.name:
-        monkeypatch.setattr(queues, "SETTLE_SECONDS", 0)
+        monkeypatch.setattr(queue_declaring, "SETTLE_SECONDS", 0)
 
 
 @asynccontextmanager

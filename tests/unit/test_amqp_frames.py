@@ -1,6 +1,7 @@
 """What a RabbitMQ says, cut up in any way, and what is no RabbitMQ at all."""
 
 import itertools
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from pamqp.base import Frame
 
 from broker.delivery import amqp_frames
 from broker.delivery.amqp_frames import FRAME_MAX, Confirm, NotAmqp, Reader
+from broker.delivery.amqp_messages import message_of
 
 SAID: list[tuple[int, Frame]] = [
     (0, commands.Connection.Start(0, 9, {"product": "RabbitMQ"}, "PLAIN EXTERNAL", "en_US")),
@@ -73,7 +75,8 @@ def test_what_is_surely_not_amqp_is_told_at_once(data: bytes) -> None:
 @pytest.mark.parametrize("size", [0, 1, 4088, 4089, 100_000])
 def test_content_is_cut_to_frames_that_the_server_takes(size: int) -> None:
     body = bytes(number % 251 for number in range(size))
-    data = amqp_frames.content(commands.Basic.Properties(message_id="een"), body, 4096)
+    message = message_of(body, "application/json", "een", 1_790_000_000, "v1,é v1a,b", "00-1-2-01")
+    data = amqp_frames.content(message.properties, message.body, 4096)
     parts, place = [], 0
     while place < len(data):
         used, channel, part = frame.unmarshal(data[place:])
@@ -83,7 +86,21 @@ def test_content_is_cut_to_frames_that_the_server_takes(size: int) -> None:
         place += used
     head, *bodies = parts
     assert isinstance(head, header.ContentHeader)
-    assert (head.body_size, head.properties.message_id) == (size, "een")
+    assert head.body_size == size
+    assert dict(head.properties) == dict(
+        commands.Basic.Properties(
+            content_type="application/json",
+            message_id="een",
+            timestamp=datetime.fromtimestamp(1_790_000_000, UTC),
+            delivery_mode=2,
+            headers={
+                "webhook-id": "een",
+                "webhook-timestamp": "1790000000",
+                "webhook-signature": "v1,é v1a,b",
+                "traceparent": "00-1-2-01",
+            },
+        )
+    )
     assert b"".join(part.value for part in bodies) == body  # type: ignore[union-attr]
 
 
