@@ -1,7 +1,8 @@
-"""Tools of others that tests run: installed once from a lock file into a cache outside the project, in its own folder.
+"""Tools of others that tests run: installed once into a cache outside the project, each in its own folder.
 
-They are not dependencies of the project: they need Node, or other versions of what the project uses. Where they can't
-be installed the test is skipped and says why.
+They are not dependencies of the project: they need Node, or other versions of what the project uses, or are servers
+that must not be installed on somebody's machine. What npm and pip install is in a lock file; what Debian has is signed.
+Where they can't be installed the test is skipped and says why.
 """
 
 import fcntl
@@ -25,6 +26,11 @@ TIMEOUT_SECONDS = 600
 
 def npm_tool(name: str, command: str) -> Path:
     """The path of a command of an npm package, as `tools/<name>/package-lock.json` has it."""
+    return npm_packages(name) / ".bin" / command
+
+
+def npm_packages(name: str) -> Path:
+    """The folder `node_modules` with what `tools/<name>/package-lock.json` has."""
     npm = shutil.which("npm")
     if npm is None or shutil.which("node") is None:
         pytest.skip("node or npm is not installed")
@@ -34,7 +40,7 @@ def npm_tool(name: str, command: str) -> Path:
             shutil.copy(LOCKS / name / file, folder)
         return [[npm, "ci", "--prefix", str(folder), "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]]
 
-    return _installed(name, "package-lock.json", install) / "node_modules/.bin" / command
+    return _installed(name, _content(name, "package-lock.json"), install) / "node_modules"
 
 
 def python_tool(name: str) -> Path:
@@ -57,11 +63,39 @@ def python_tool(name: str) -> Path:
             ],
         ]
 
-    return _installed(name, "requirements.lock", install) / "bin"
+    return _installed(name, _content(name, "requirements.lock"), install) / "bin"
 
 
-def _installed(name: str, lock: str, commands: Callable[[Path], list[list[str]]]) -> Path:
-    digest = hashlib.sha256((LOCKS / name / lock).read_bytes()).hexdigest()[:16]
+def debian_program(package: str, path: str) -> Path:
+    """The path of a program of a Debian package: the machine's own, or the package unpacked, not installed.
+
+    No maintainer's script runs and no service starts, so this needs no root. The package's dependencies must be there.
+    """
+    own = Path("/") / path
+    if own.exists():
+        return own
+    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        pytest.skip(f"{package} is not installed, and this machine has no apt-get to fetch it with")
+    find = ["apt-get", "download", "--print-uris", package]
+    found = subprocess.run(find, capture_output=True, text=True, timeout=INSTALL_SECONDS)
+    if found.returncode != 0 or "'" not in found.stdout:
+        why = found.stderr.strip()[-300:] or "it is not in the package lists"
+        pytest.skip(f"{package} is not installed, and can't be fetched (is 'apt-get update' needed?): {why}")
+
+    def install(folder: Path) -> list[list[str]]:
+        fetch = 'cd "$1" && apt-get download -qq "$2" && dpkg-deb -x "$2"_*.deb .'
+        return [["sh", "-c", fetch, "sh", str(folder), package]]
+
+    return _installed(package, found.stdout.encode(), install) / path
+
+
+def _content(name: str, lock: str) -> bytes:
+    return (LOCKS / name / lock).read_bytes()
+
+
+def _installed(name: str, content: bytes, commands: Callable[[Path], list[list[str]]]) -> Path:
+    """A folder in which these commands succeeded once; another for other `content`."""
+    digest = hashlib.sha256(content).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bode-tests"
     folder = cache / f"{name}-{digest}"
     try:

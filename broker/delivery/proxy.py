@@ -4,7 +4,7 @@ Behind a proxy the fence is the proxy's: it resolves names and connects. What go
 the sink only where the proxy itself says so:
 
     403                 the proxy doesn't allow the sink: as our own fence
-    502, 503, 504       the proxy can't reach the sink: as a connection that is refused
+    500, 502, 503, 504  the proxy can't reach the sink: as a connection that is refused (500: Tinyproxy says no more)
     no answer in time   is asked whether it is there at all: if so the sink is silent, else it is the proxy
     anything else       the proxy's own trouble: counts against no sink
 
@@ -26,6 +26,9 @@ _ALIVE: Final = 0.2
 """Shares of an attempt's time: until the proxy is reached, until it has answered, and to see whether it lives."""
 _FAILURES: Final = 3
 _LONGEST_REST: Final = 15.0
+_NOT_REACHED: Final = frozenset({500, 502, 503, 504})
+"""500 is among them because Tinyproxy says nothing else of a sink that is away, or of a name without address: taken for
+the proxy's own trouble, one such sink would keep all others waiting."""
 
 
 class ProxyError(Exception):
@@ -169,7 +172,7 @@ def _judge(status: int) -> None:
         return
     if status == 403:
         raise NotAllowed
-    if status in (502, 503, 504):
+    if status in _NOT_REACHED:
         raise NotReached
     raise ProxyError(f"it answered {status}")
 

@@ -85,6 +85,7 @@ async def reason_of(bode: Delivering, publisher: Publisher, sink: RawSink, break
     ("status", "reason"),
     [
         ("403 Forbidden", "address-not-allowed"),
+        ("500 Unable to connect", "connection-refused"),
         ("502 Bad Gateway", "connection-refused"),
         ("503 Service Unavailable", "connection-refused"),
         ("504 Gateway Timeout", "connection-refused"),
@@ -113,7 +114,7 @@ async def test_a_sink_that_keeps_the_proxy_waiting_has_timed_out(
     "given",
     [
         answer("407 Proxy Authentication Required"),
-        answer("500 Internal Server Error"),
+        answer("401 Unauthorized"),
         b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n\r\nand more",
         b"HTTP/1.1 200 OK\r\n" + b"X-Filler: more and more\r\n" * 3000,
