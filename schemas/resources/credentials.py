@@ -13,6 +13,8 @@ from pydantic_core import PydanticCustomError
 from schemas.resources.base import Answer, Moment, Resource
 
 Visible = Annotated[str, Field(min_length=1, max_length=8192, pattern=r"^[\x21-\x7e]+$")]
+Phrase = Annotated[str, Field(min_length=1, max_length=8192, pattern=r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$")]
+"""As RFC 6749 has clients and their secrets (appendix A), but for spaces at the ends: those came along by mistake."""
 Endpoint = Annotated[str, Field(max_length=2048, pattern=r"^https://[^\s#]+$")]
 _ENDPOINT: Final = "https://auth.example.nl/token"
 
@@ -30,7 +32,7 @@ class PlainCredential(Resource):
     identifier: Annotated[Visible, AfterValidator(_without_colon)] = Field(
         description="An account or user name; no colon.", examples=["bode"]
     )
-    secret: Visible = Field(description="Its password.", examples=["correct-horse-battery-staple"], repr=False)
+    secret: Phrase = Field(description="Its password.", examples=["correct-horse-battery-staple"], repr=False)
 
 
 def _bearer(text: str) -> str:
@@ -74,10 +76,10 @@ class RefreshTokenCredential(Resource):
         description="The token to acquire others with.", examples=["tGzv3JOkF0XG5Qx2TlKWIA"], repr=False
     )
     refresh_token_endpoint: Endpoint = Field(description="URL at which it is traded.", examples=[_ENDPOINT])
-    client_id: Visible | None = Field(
+    client_id: Phrase | None = Field(
         default=None, description="The client that the tokens were issued to; absent: not named.", examples=["bode"]
     )
-    client_secret: Visible | None = Field(
+    client_secret: Phrase | None = Field(
         default=None,
         description="Its secret, sent as `Authorization: Basic`; absent: a client without.",
         examples=["correct-horse-battery-staple"],
@@ -107,13 +109,13 @@ class ClientCredential(Resource):
         description="The kind of credential.", examples=["CLIENTCREDENTIALS"]
     )
     token_endpoint: Endpoint = Field(description="URL at which tokens are issued.", examples=[_ENDPOINT])
-    client_id: Visible = Field(description="Identifier of the client.", examples=["bode"])
+    client_id: Phrase = Field(description="Identifier of the client.", examples=["bode"])
     authentication: ClientAuthentication = Field(
         default=ClientAuthentication.BASIC,
         description="How the client makes itself known: by its secret in a header or in the body, by a JWT under its "
         "private key (RFC 7523), or by the client certificate of `sinkTls` (RFC 8705).",
     )
-    client_secret: Visible | None = Field(
+    client_secret: Phrase | None = Field(
         default=None,
         description="Its secret, for `client_secret_basic` and `client_secret_post`.",
         examples=["correct-horse-battery-staple"],

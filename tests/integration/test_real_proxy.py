@@ -206,8 +206,9 @@ async def test_when_it_is_killed_nothing_is_lost_and_what_was_not_sent_counts_fo
     async with proxy.running(sink.port, password=PASSWORD):
         await bode.publish(publisher, *(f"weer{number}" for number in range(20)))
         attempts = await delivered(bode, identity, 44)
-    assert attempts == [1] * 44
-    assert await failures(bode, identity) == []
+    under_way = attempts.pop(3)  # it is made again, and on a slow machine that is another attempt
+    assert (under_way, await failures(bode, identity)) in [(1, []), (2, ["connection-closed"])]
+    assert attempts == [1] * 43
     came_in = Counter(asked.one("webhook-id") for asked in sink.of("POST", "/"))
     assert sorted(came_in.values()) == [1] * 43 + [2]  # the sink had one of them when its answer was lost
     assert (await bode.row(identity))["status"] == "active"
