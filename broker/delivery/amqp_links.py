@@ -126,10 +126,13 @@ class Link:
             self._publish(made, waiting)
 
     def _publish(self, connection: AmqpConnection, waiting: list[_Waiting]) -> None:
+        now = asyncio.get_running_loop().time()
         for each in waiting:
             if each.exchange is not None:
                 each.exchange._carrier = None
-                if each.exchange.may_go():
+                if each.deadline <= now:  # published, it would be late at once, and take the connection with it
+                    each.exchange.failed(Reason.TIMEOUT)
+                elif each.exchange.may_go():
                     connection.publish(each.method, each.message, each.exchange, each.deadline)
         if self._retired:
             connection.retire()

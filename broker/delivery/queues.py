@@ -34,7 +34,7 @@ class Queues:
 
         Args:
             settings: where RabbitMQ is; without a URL nothing can be published.
-            total_seconds: limit for one attempt, from connecting to the confirm.
+            total_seconds: limit for seeing to a queue, and then for one attempt, from connecting to the confirm.
             max_length: messages in a queue, above which it refuses more.
         """
         self._settings = settings
@@ -48,8 +48,7 @@ class Queues:
 
     def begin(self, queue: str, message: AmqpMessage, exchange: QueueExchange) -> None:
         """Publish a message; `exchange` is told what came of it."""
-        deadline = asyncio.get_running_loop().time() + self._total_seconds
-        publishing = _Publishing(self, queue, message, exchange, deadline)
+        publishing = _Publishing(self, queue, message, exchange)
         if queue in self._methods:
             self._publish(publishing)
         elif queue in self._unseen:
@@ -67,7 +66,9 @@ class Queues:
         self._link.close()
 
     def _publish(self, publishing: "_Publishing") -> None:
-        self._link.begin(self._methods[publishing.queue], publishing.message, publishing, publishing.deadline)
+        # counted from here: what seeing to the queue took is not its own
+        deadline = asyncio.get_running_loop().time() + self._total_seconds
+        self._link.begin(self._methods[publishing.queue], publishing.message, publishing, deadline)
 
     async def _see_to(self, queue: str) -> None:
         """See that a queue is there, and publish what waits for it."""
@@ -110,17 +111,14 @@ class Queues:
 class _Publishing(QueueExchange):
     """One message under way; of what came of it, what is not the provider's matter is told as the broker's."""
 
-    __slots__ = ("deadline", "exchange", "message", "queue", "queues")
+    __slots__ = ("exchange", "message", "queue", "queues")
 
-    def __init__(
-        self, queues: Queues, queue: str, message: AmqpMessage, exchange: QueueExchange, deadline: float
-    ) -> None:
+    def __init__(self, queues: Queues, queue: str, message: AmqpMessage, exchange: QueueExchange) -> None:
         super().__init__()
         self.queues = queues
         self.queue = queue
         self.message = message
         self.exchange: QueueExchange | None = exchange
-        self.deadline = deadline
         exchange._carrier = self
 
     def cancel(self) -> None:
