@@ -30,7 +30,7 @@ async def ask(connection: AsyncConnection, subscription_id: UUID, *, organisatio
 
     Raises:
         NotFound: the organisation has no such subscription.
-        Conflict: its sink has not consented, so nothing may be posted to it, or it has none.
+        Conflict: its sink has not consented, so nothing may be sent to it; or it is held, or only pulled.
         TooManyRequests: there were enough of them in the last minute.
     """
     row = (
@@ -47,10 +47,10 @@ async def ask(connection: AsyncConnection, subscription_id: UUID, *, organisatio
     ).one_or_none()
     if row is None or row.status == "ended":
         raise NotFound
-    if row.protocol != Protocol.HTTP:
-        raise Conflict("Notifications are not posted to this subscription: there is no sink to try.")
+    if row.protocol == Protocol.PULL:
+        raise Conflict("Notifications are not sent to this subscription: there is no sink to try.")
     if row.status not in MATCHED or row.validated_at is None:
-        raise Conflict("The sink has not consented yet, so nothing can be posted to it.")
+        raise Conflict("The sink has not consented yet, so nothing can be sent to it.")
     if row.held:
         raise Conflict("What goes to this subscription is held now, tests too.")
     table = test_notifications.c
@@ -89,7 +89,7 @@ async def get(connection: AsyncConnection, subscription_id: UUID, id: UUID, *, o
 
 
 async def claim(connection: AsyncConnection, limit: int, lease: timedelta) -> Sequence[Waiting]:
-    """Claims what waits to be sent, for `lease`; a subscription whose sink may not be posted to any more is left."""
+    """Claims what waits to be sent, for `lease`; a subscription whose sink may not be sent to any more is left."""
     table = test_notifications.c
     waiting = (
         select(table.id, subscriptions.c.key)

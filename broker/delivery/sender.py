@@ -223,20 +223,20 @@ class Sender:
         finally:
             waiting.abandon()
 
-    def begin_content(self, sink: Sink, identity: str, trace: int, content: bytes, sending: Sending) -> None:
-        """Begin an attempt whose body is ready, such as a batch; `sending` is told its outcome."""
+    def begin_content(self, sink: Sink, identity: str, trace: int, content: bytes, exchange: QueueExchange) -> None:
+        """Begin an attempt whose body is ready, such as a batch; `exchange` is told what came of it."""
         queue, remote, now = sink.config.queue, sink.remote, int(time.time())
         if queue is None and remote is None:
-            self.post(sink, sign_and_frame(sink, identity, trace, content, now), sending)
+            self.post(sink, sign_and_frame(sink, identity, trace, content, now), exchange)
             return
         signatures = " ".join([key.sign(identity, now, content) for key in sink.keys])
         message = message_of(content, CONTENT_TYPE, identity, now, signatures, traceparent(trace))
         if remote is not None and self._remote is not None:
-            self._remote.begin(remote, message, sending)
+            self._remote.begin(remote, message, exchange)
         elif queue is not None and self._queues is not None:
-            self._queues.begin(queue, message, sending)
+            self._queues.begin(queue, message, exchange)
         else:
-            sending.failed(Reason.RABBITMQ)
+            exchange.failed(Reason.RABBITMQ)
 
     async def try_out(self, target: AmqpTarget) -> None:
         """See whether we may publish to a provider's RabbitMQ.

@@ -1,4 +1,4 @@
-"""Test notifications: sent once, on request, by whichever delivery process claims it first.
+"""Test notifications: sent once, on request, by whichever delivery process claims it first, to a sink or into a queue.
 
 The API process only writes the request: it has no way out to sinks, so it can't be used to get round the fence or the
 network's rules for what leaves. A test has no number and no attempts; nothing of it is matched, counted or retried.
@@ -15,9 +15,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from broker.delivery.asking import Asking
-from broker.delivery.exchanges import Answer, Exchange
+from broker.delivery.exchanges import Answer, QueueExchange
 from broker.delivery.outcomes import Reason, judge
-from broker.delivery.sender import Sender, Sink, sign_and_frame
+from broker.delivery.sender import Sender, Sink
 from broker.telemetry import WORKER_ERRORS, log
 from subscriptions import trials
 from subscriptions.secrets import KeyRing, answer_purpose
@@ -32,22 +32,27 @@ _CLAIM: Final = timedelta(seconds=150)
 _TROUBLE: Final = (SQLAlchemyError, OSError, TimeoutError)
 
 
-class _Awaited(Exchange):
-    """One whose answer, or the reason why there is none, somebody awaits."""
+class _Awaited(QueueExchange):
+    """One whose answer, or the reason why there is none, somebody awaits; None: a queue has it."""
 
     __slots__ = ("future",)
 
-    def __init__(self, future: "asyncio.Future[Answer | Reason]") -> None:
+    def __init__(self, future: "asyncio.Future[Answer | Reason | None]") -> None:
         super().__init__()
         self.future = future
 
     def answered(self, answer: Answer) -> None:
-        if not self.future.done():
-            self.future.set_result(answer)
+        self._end(answer)
+
+    def confirmed(self) -> None:
+        self._end(None)
 
     def failed(self, reason: Reason) -> None:
+        self._end(reason)
+
+    def _end(self, result: Answer | Reason | None) -> None:
         if not self.future.done():
-            self.future.set_result(reason)
+            self.future.set_result(result)
 
 
 class Trials:
@@ -95,7 +100,7 @@ class Trials:
 
     async def _send(self, waiting: Waiting, config: SinkConfig) -> None:
         started = time.monotonic()
-        result: Answer | Reason
+        result: Answer | Reason | None
         try:
             sink = Sink.of(config, self._origin)
         except ValueError:
@@ -108,18 +113,17 @@ class Trials:
             judged = judge(result.status, None, result.excerpt, datetime.now(UTC)).reason
             status, reason = result.status, None if judged is None else judged.value
             excerpt = self._keys.seal(result.excerpt, answer_purpose(waiting.id)) if result.excerpt else None
-        else:
+        elif result is not None:
             reason = result.value
         async with self._engine.begin() as connection:
             await trials.record(
                 connection, waiting.id, milliseconds=milliseconds, status=status, reason=reason, excerpt=excerpt
             )
 
-    async def _exchange(self, sink: Sink, waiting: Waiting) -> Answer | Reason:
+    async def _exchange(self, sink: Sink, waiting: Waiting) -> Answer | Reason | None:
         content = sink.alone(test_event(waiting, sink.config, datetime.now(UTC)))
-        data = sign_and_frame(sink, f"test_{waiting.id.hex}", random.getrandbits(128) | 1, content, int(time.time()))
         awaited = _Awaited(asyncio.get_running_loop().create_future())
-        self._sender.post(sink, data, awaited)
+        self._sender.begin_content(sink, f"test_{waiting.id.hex}", random.getrandbits(128) | 1, content, awaited)
         try:
             return await awaited.future
         finally:

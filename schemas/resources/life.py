@@ -107,11 +107,15 @@ class TestNotification(Answer):
     url: str = Field(description="URL of this resource.", json_schema_extra={"format": "uri"})
     id: UUID = Field(description="Its identifier; `webhook-id` is `test_` and this.")
     subscription: UUID = Field(description="Identifier of the subscription.")
-    state: TestState = Field(description="`waiting` to be sent; `answered` with a status; `failed` without an answer.")
+    state: TestState = Field(
+        description="`waiting` to be sent; `answered`, with a status or by a confirm of RabbitMQ; `failed`: no answer."
+    )
     requested_at: datetime = Field(description="When it was asked for.")
     sent_at: datetime | None = Field(description="When it was sent; null: not yet.")
     milliseconds: int | None = Field(description="Until the answer was read, or given up; null: not sent yet.")
-    status: int | None = Field(description="HTTP status of the answer; null: there is none.", examples=[204])
+    status: int | None = Field(
+        description="HTTP status of the answer; null: there is none, as of a queue.", examples=[204]
+    )
     reason: str | None = Field(
         description="Why there was no answer, or why it would count as a failure; null: it would count as a success.",
         examples=["timeout"],

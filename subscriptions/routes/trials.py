@@ -35,7 +35,7 @@ _OWN = (Scope.CONSUME,)
 async def send_test_notification(
     request: Request, response: Response, id: UUID, caller: ByCaller, context: InContext, once: Repeatable
 ) -> TestNotification:
-    """Has a synthetic notification sent to the sink of your subscription, signed like any other, but without a number.
+    """Has a synthetic notification sent to your sink or queue, signed like any other, but without a number.
 
     Its type is `nl.bode.test-notification`; it is sent once, within seconds. Read at `Location` what the sink answered.
     The sink must have consented. At most six a minute for each subscription.
@@ -64,7 +64,8 @@ async def get_test_notification(
 
 
 def _members(request: Request, row: AnyRow, keys: KeyRing) -> dict[str, Any]:
-    state = TestState.WAITING if row.sent_at is None else TestState.FAILED if row.status is None else TestState.ANSWERED
+    unanswered = row.status is None and row.reason is not None
+    state = TestState.WAITING if row.sent_at is None else TestState.FAILED if unanswered else TestState.ANSWERED
     excerpt = None if row.excerpt is None else keys.open(row.excerpt, answer_purpose(row.id)).decode(errors="replace")
     return {
         "url": f"{api_url(request)}/subscriptions/{row.subscription_id}/test-notifications/{row.id}",

@@ -18,6 +18,18 @@ async def ended(bode: Delivering, identity: str, count: int, seconds: float = 60
             await asyncio.sleep(0.05)
 
 
+async def tried(bode: Delivering, identity: str) -> Any:
+    """What came of a test notification that is asked for."""
+    asked = await bode.world.call("POST", f"/subscriptions/{identity}/test-notifications", key=bode.provider_key)
+    assert asked.status == 202, asked.text
+    async with asyncio.timeout(30):
+        while True:
+            shown = (await bode.world.call("GET", asked.headers["location"], key=bode.provider_key)).json
+            if shown["state"] != "waiting":
+                return shown
+            await asyncio.sleep(0.05)
+
+
 async def taken(at: aio_pika.abc.AbstractChannel, queue: str, count: int) -> list[aio_pika.abc.AbstractIncomingMessage]:
     """As many messages from a queue."""
     messages: list[aio_pika.abc.AbstractIncomingMessage] = []

@@ -15,7 +15,7 @@ import pytest
 from accepting import Publisher
 from delivering import Delivering, delivering
 from local_processes import marked, until_registered
-from queued import ended, taken
+from queued import ended, taken, tried
 from standardwebhooks.webhooks import Webhook
 
 from broker.delivery import queue_declaring
@@ -183,13 +183,31 @@ async def test_what_has_no_place_with_a_queue_is_refused(url: str, rabbitmq: Rab
             assert (refused.status, refused.json["invalidParams"][0]["name"]) == (400, name)
         made = await subscribe(bode, publisher, protocolSettings={"signatures": ["v1"]})
         path = f"/subscriptions/{made['id']}"
-        tested = await bode.world.call("POST", f"{path}/test-notifications", key=bode.provider_key)
-        assert tested.status == 409
         replaced = await bode.world.call(
             "PUT", path, key=bode.provider_key, body={**made, "types": [f"{publisher.domain}.anders"]}
         )
         assert replaced.status == 200, replaced.text
         assert replaced.json["queue"] == made["queue"]
+
+
+async def test_a_test_notification_is_confirmed_and_has_no_number(url: str, rabbitmq: RabbitMQ) -> None:
+    async with delivering(url, amqp=rabbitmq.url()) as bode, channel(rabbitmq) as at:
+        publisher = await bode.own_types()
+        made = await subscribe(bode, publisher, subscriberReference="afdeling")
+        shown = await tried(bode, made["id"])
+        assert (shown["state"], shown["status"], shown["reason"]) == ("answered", None, None)
+        [message] = await taken(at, made["queue"], 1)
+        event = json.loads(message.body)
+        assert (event["type"], event["subscriberreference"]) == ("nl.bode.test-notification", "afdeling")
+        assert "subscriptionsequence" not in event
+        assert message.message_id == f"test_{shown['id'].replace('-', '')}"
+        Webhook(made["secret"]).verify(message.body, {name: str(value) for name, value in message.headers.items()})
+        pulled = await bode.world.call(
+            "POST", "/subscriptions", key=bode.provider_key,
+            body={"protocol": "PULL", "types": [f"{publisher.domain}.iets"]},
+        )  # fmt: skip
+        path = f"/subscriptions/{pulled.json['id']}/test-notifications"
+        assert (await bode.world.call("POST", path, key=bode.provider_key)).status == 409
 
 
 async def test_subscription_that_was_disabled_goes_on_when_it_is_resumed(url: str, rabbitmq: RabbitMQ) -> None:

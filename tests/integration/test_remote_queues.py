@@ -16,7 +16,7 @@ from fixtures import IN_ONE_LOOP, one_process, own_types
 from forward_proxy import ForwardProxy
 from provider_rabbitmq import CERTIFIED, EXCHANGE, PASSWORD, STRANGER, USER, ProviderRabbitMQ
 from pydantic import SecretStr
-from queued import ended, taken
+from queued import ended, taken, tried
 from serving import serving
 from standardwebhooks.webhooks import Webhook
 
@@ -307,6 +307,20 @@ async def test_credentials_and_targets_that_are_changed_hold_from_then_on(
     async with remote.channel() as at:
         assert numbers(await taken(at, "eerste", 2)) == [1, 2]
         assert numbers(await taken(at, "tweede", 1)) == [3]
+
+
+async def test_a_test_notification_tells_whether_the_address_takes_it(
+    bode: Delivering, publisher: Publisher, remote: ProviderRabbitMQ
+) -> None:
+    made = await active(bode, body_of(remote, publisher, await remote.declare("proef")))
+    shown = await tried(bode, made["id"])
+    assert (shown["state"], shown["status"], shown["reason"], shown["answer"]) == ("answered", None, None, None)
+    async with remote.channel() as at:
+        [message] = await taken(at, "proef", 1)
+        assert json.loads(message.body)["type"] == "nl.bode.test-notification"
+        await at.queue_delete("proef")
+    shown = await tried(bode, made["id"])
+    assert (shown["state"], shown["reason"]) == ("failed", "queue-missing")
 
 
 async def test_an_alarm_there_is_a_failure_and_afterwards_everything_comes(
