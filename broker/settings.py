@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from broker.delivery.settings import DeliverySettings, FenceSettings
-from broker.ingest.amqp import AmqpSettings
 from broker.ingest.consumer import IngestSettings
+from broker.rabbitmq import AmqpSettings
 from broker.storage.settings import AccountingSettings, RetentionSettings
 from subscriptions.callers import ApiSettings
 from subscriptions.consent import HandshakeSettings

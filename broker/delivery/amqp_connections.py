@@ -78,18 +78,17 @@ class AmqpConnection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(
-        self, login: Login, ended: Callable[["AmqpConnection"], None], heartbeat: int = HEARTBEAT_SECONDS
-    ) -> None:
+    def __init__(self, login: Login, ended: Callable[["AmqpConnection"], None], heartbeat: int | None = None) -> None:
         """Make one.
 
         Args:
             login: who we are there.
             ended: told once, when nothing can be published on it any more.
-            heartbeat: seconds, unless the other side wants fewer; twice as long without a word is the end.
+            heartbeat: seconds, unless the other side wants fewer; after twice as long of silence it ends. None: the
+                usual 30.
         """
         self._login = login
-        self._heartbeat = heartbeat
+        self._heartbeat = HEARTBEAT_SECONDS if heartbeat is None else heartbeat
         self._told = ended
         self._loop = asyncio.get_running_loop()
         self._reader = amqp_frames.Reader()

@@ -7,12 +7,11 @@ from typing import Final
 import aiormq
 from aio_pika.abc import AbstractConnection
 
-from broker.ingest import amqp
-from broker.ingest.amqp import AmqpSettings
+from broker.rabbitmq import AmqpSettings, connect, hang_ups
 from broker.telemetry import log
 
 SETTLE_SECONDS: Final = 3.0
-"""A quorum queue that is new is not safe at once: see `amqp.declare`."""
+"""A quorum queue that is new is not safe at once: see `broker.ingest.amqp.declare`."""
 _AT_ONCE: Final = 32
 _CLOSE_SECONDS: Final = 1.0
 
@@ -44,7 +43,7 @@ class Declarer:
         self._users += 1
         try:
             async with self._places:
-                with amqp.hang_ups():
+                with hang_ups():
                     used = await self._open()
                     new = await self._declare(used, queue)
         except BaseException:
@@ -63,7 +62,7 @@ class Declarer:
             if self._connection is None or self._connection.is_closed:
                 if self._settings.url is None:
                     raise ConnectionError("this process has no RabbitMQ")
-                self._connection = await amqp.connect(self._settings, "bode deliver, declaring")
+                self._connection = await connect(self._settings, "bode deliver, declaring")
             return self._connection
 
     async def _declare(self, connection: AbstractConnection, queue: str) -> bool:

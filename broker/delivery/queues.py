@@ -19,7 +19,7 @@ from broker.delivery.amqp_targets import Login
 from broker.delivery.exchanges import Answer, QueueExchange, SendError
 from broker.delivery.outcomes import Reason
 from broker.delivery.queue_declaring import Declarer
-from broker.ingest.amqp import AmqpSettings, Place
+from broker.rabbitmq import AmqpSettings, Place
 from broker.telemetry import WORKER_ERRORS, log
 
 _OF_THE_QUEUE: Final = frozenset({Reason.QUEUE_FULL, Reason.QUEUE_MISSING})

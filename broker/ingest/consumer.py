@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from broker.ingest import amqp, intake
 from broker.ingest.accept import Accepted, Acceptor, Message, Result
-from broker.ingest.amqp import BROKER_TROUBLE, AmqpSettings
 from broker.ingest.intake import Delivery
 from broker.ingest.turns import Turns
+from broker.rabbitmq import BROKER_TROUBLE, AmqpSettings, hang_ups
 from broker.storage.pool import DATABASE_TROUBLE
 from broker.storage.routes import IngestQueue
 from broker.telemetry import BATCH_EVENTS, COMMIT_SECONDS, INGEST_QUEUES, RECEIVED, WORKER_ERRORS, log
@@ -87,7 +87,7 @@ class QueueConsumer:
                 try:
                     pause = 0.1
                     INGEST_QUEUES.inc()
-                    with amqp.hang_ups():
+                    with hang_ups():
                         await self._consume(connection, arrivals)
                 finally:
                     INGEST_QUEUES.dec()

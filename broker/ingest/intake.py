@@ -23,8 +23,7 @@ from pamqp import header, heartbeat
 from pamqp.exceptions import PAMQPException
 from yarl import URL
 
-from broker.ingest import amqp
-from broker.ingest.amqp import AmqpSettings
+from broker.rabbitmq import AmqpSettings, hang_ups
 
 _METHOD, _HEADER, _BODY = 1, 2, 3
 _HIGHEST_KIND: Final = 8
@@ -69,7 +68,7 @@ async def connect(
     url = URL(settings.url.get_secret_value()).update_query(heartbeat=settings.heartbeat_seconds)
     connection = aiormq.Connection(url, transport_factory=_Tapped(arrived))
     try:
-        with amqp.hang_ups():
+        with hang_ups():
             async with asyncio.timeout(settings.connect_seconds):
                 await connection.connect({"connection_name": name})
                 await connection.ready()
@@ -81,7 +80,7 @@ async def connect(
 
 async def close(connection: aiormq.abc.AbstractConnection) -> None:
     """Close, whatever state it is in; what was not acknowledged returns to its queue, in order."""
-    with suppress(aiormq.exceptions.AMQPError, OSError, TimeoutError, asyncio.CancelledError), amqp.hang_ups():
+    with suppress(aiormq.exceptions.AMQPError, OSError, TimeoutError, asyncio.CancelledError), hang_ups():
         async with asyncio.timeout(_CLOSE_SECONDS):
             await connection.close()
 

@@ -14,7 +14,7 @@ from pamqp.common import FieldValue
 
 from broker.ingest import amqp
 from broker.ingest.accept import Accepted, Acceptor, Message, Rejected, Result
-from broker.ingest.amqp import BROKER_TROUBLE, AmqpSettings
+from broker.rabbitmq import BROKER_TROUBLE, AmqpSettings, connect, hang_ups
 from broker.storage.pool import DATABASE_TROUBLE
 from broker.telemetry import RECEIVED, WORKER_ERRORS, log
 from schemas.cloudevents import Event
@@ -57,7 +57,7 @@ class AmqpPublisher:
             raise NotPublished("RabbitMQ is not connected")
         try:
             async with asyncio.timeout(self._settings.publish_seconds):
-                with amqp.hang_ups():
+                with hang_ups():
                     await asyncio.gather(
                         *(exchange.publish(message_of(event, user), routing_key=event.type) for event in events)
                     )
@@ -69,8 +69,8 @@ class AmqpPublisher:
         pause = 0.1
         while True:
             try:
-                connection = await amqp.connect(self._settings, "bode api")
-                with amqp.hang_ups():
+                connection = await connect(self._settings, "bode api")
+                with hang_ups():
                     async with connection, connection.channel(publisher_confirms=True) as channel:
                         pause = 0.1
                         self._exchange = await channel.get_exchange(amqp.EXCHANGE, ensure=True)

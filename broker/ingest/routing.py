@@ -18,7 +18,8 @@ from aio_pika.abc import AbstractConnection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from broker.ingest import amqp
-from broker.ingest.amqp import BROKER_TROUBLE, AmqpSettings, RegistryRoute
+from broker.ingest.amqp import RegistryRoute
+from broker.rabbitmq import BROKER_TROUBLE, AmqpSettings, connected
 from broker.storage import routes
 from broker.storage.pool import DATABASE_TROUBLE
 from broker.storage.routes import Owned
@@ -43,7 +44,7 @@ class Router:
     async def reach(self) -> None:
         """Raise Unavailable when RabbitMQ can't be reached."""
         try:
-            async with amqp.connected(self._settings, "bode routes"):
+            async with connected(self._settings, "bode routes"):
                 pass
         except BROKER_TROUBLE as error:
             raise Unavailable(_AWAY) from error
@@ -61,7 +62,7 @@ class Router:
                 raise Conflict("There is a domain with this name already.")
         try:
             async with asyncio.timeout(_LIMIT_SECONDS):
-                async with amqp.connected(self._settings, "bode routes") as rabbit:
+                async with connected(self._settings, "bode routes") as rabbit:
                     await self._declare(rabbit, [Owned(domain, organisation_id, oin, True)])
         except BROKER_TROUBLE as error:
             raise Unavailable(_AWAY) from error
@@ -77,7 +78,7 @@ class Router:
         Raises:
             BROKER_TROUBLE, DATABASE_TROUBLE: when it isn't complete.
         """
-        async with amqp.connected(self._settings, "bode topology") as rabbit:
+        async with connected(self._settings, "bode topology") as rabbit:
             async with self._engine.begin() as connection:
                 await routes.keep_shared(connection, self._shared)
                 known = await routes.read_domains(connection)
@@ -108,7 +109,7 @@ class Router:
             known = await routes.read_domains(connection)
             stray = await routes.read_abandoned(connection, abandoned)
         if stray or not all(domain.routed for domain in known):
-            async with amqp.connected(self._settings, "bode routes") as rabbit:
+            async with connected(self._settings, "bode routes") as rabbit:
                 for name, oin in stray:
                     await amqp.unroute(rabbit, oin, name)
                     async with self._engine.begin() as connection:
@@ -151,7 +152,7 @@ class Router:
                 if not await routes.forget(connection, domain):
                     return
             async with asyncio.timeout(_LIMIT_SECONDS):
-                async with amqp.connected(self._settings, "bode routes") as rabbit:
+                async with connected(self._settings, "bode routes") as rabbit:
                     await amqp.unroute(rabbit, oin, domain)
         except (*BROKER_TROUBLE, *DATABASE_TROUBLE) as error:
             log().warning("routes-not-repaired", error=type(error).__name__)

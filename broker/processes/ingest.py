@@ -7,7 +7,6 @@ from uuid import uuid4
 
 from broker.ingest import amqp
 from broker.ingest.accept import Acceptor
-from broker.ingest.amqp import BROKER_TROUBLE
 from broker.ingest.consumer import QueueConsumer
 from broker.ingest.following import Following
 from broker.ingest.notices import Notifier
@@ -20,6 +19,7 @@ from broker.processes.resources import Resources, open_resources
 from broker.processes.serving import Site, status_app, tell_ready
 from broker.processes.starting import reached
 from broker.processes.workers import Readiness, run_workers, stop_on_signals
+from broker.rabbitmq import BROKER_TROUBLE, connected
 from broker.settings import Settings
 from broker.storage import acceptance, installation, leases, routes
 from broker.storage.leases import QUEUE_LEASE
@@ -173,7 +173,7 @@ async def _count_queues(settings: Settings, consumers: Consumers) -> None:
     told: set[str] = set()
     while True:
         try:
-            async with amqp.connected(settings.amqp, "bode queue figures") as rabbit, rabbit.channel() as channel:
+            async with connected(settings.amqp, "bode queue figures") as rabbit, rabbit.channel() as channel:
                 while True:
                     names = consumers.queues
                     for name in told.difference(names):

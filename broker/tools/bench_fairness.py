@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from rich.table import Table
 
 from broker.ingest import amqp
-from broker.ingest.amqp import AmqpSettings
+from broker.rabbitmq import AmqpSettings, connect
 from broker.tools.bench_installation import FULL, Installation, Workload
 from broker.tools.bench_publisher import Publisher, publisher
 from broker.tools.bench_report import Spread
@@ -125,7 +125,7 @@ async def run(options: Options) -> AsyncIterator[Round]:
 
 async def _unroute(rabbit: RabbitMQ) -> None:
     """Take the routes away that `bode ingest` has made; it makes them again at its next start only."""
-    async with await amqp.connect(AmqpSettings(url=SecretStr(rabbit.url())), "bode bench") as connection:
+    async with await connect(AmqpSettings(url=SecretStr(rabbit.url())), "bode bench") as connection:
         for name in (_BULK, _OTHER):
             await amqp.unroute(connection, SOURCES[name].split(":")[3], f"nl.{name}")
 

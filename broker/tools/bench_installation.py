@@ -17,9 +17,9 @@ from uuid import UUID
 from pydantic import SecretStr
 
 from broker.ingest import amqp
-from broker.ingest.amqp import AmqpSettings
 from broker.matching.index import cost
 from broker.migrations import migrate
+from broker.rabbitmq import AmqpSettings, connect
 from broker.tools.bench_sink import NETWORK, Sink
 from broker.tools.demo_parties import prepare
 from broker.tools.identities import PROVIDERS
@@ -132,7 +132,7 @@ class Installation:
         self.provider_key = identities.providers["gemeente"].key
         self._sources = {name: registry.source for name, registry in identities.registries.items()}
         rabbitmq = AmqpSettings(url=SecretStr(self.rabbit.url()))
-        async with await amqp.connect(rabbitmq, "bode bench") as broker:
+        async with await connect(rabbitmq, "bode bench") as broker:
             await amqp.declare(broker, rabbitmq.queues)
         if self._remote is not None:
             await self._declare(self._remote)
@@ -181,7 +181,7 @@ class Installation:
 
     async def _declare(self, remote: RabbitMQ) -> None:
         """The queues there, as a provider would: quorum queues."""
-        async with await amqp.connect(AmqpSettings(url=SecretStr(remote.url())), "bode bench") as provider:
+        async with await connect(AmqpSettings(url=SecretStr(remote.url())), "bode bench") as provider:
             async with provider.channel() as channel:
                 for number in range(self.workload.groups * self.workload.fan_out):
                     await channel.declare_queue(f"bench.{number}", durable=True, arguments={"x-queue-type": "quorum"})

@@ -9,8 +9,8 @@ from aio_pika.abc import AbstractExchange
 from pydantic import SecretStr
 
 from broker.ingest import amqp
-from broker.ingest.amqp import AmqpSettings
 from broker.ingest.publishing import message_of
+from broker.rabbitmq import AmqpSettings, connect
 from broker.tools.bench_installation import REGISTRY
 from schemas.cloudevents import Event
 
@@ -53,6 +53,6 @@ class Publisher:
 @asynccontextmanager
 async def publisher(url: str, registry: str = REGISTRY) -> AsyncIterator[Publisher]:
     """A publisher on an exchange that is there."""
-    connection = await amqp.connect(AmqpSettings(url=SecretStr(url)), "bode bench")
+    connection = await connect(AmqpSettings(url=SecretStr(url)), "bode bench")
     async with connection, connection.channel(publisher_confirms=True) as channel:
         yield Publisher(await channel.get_exchange(amqp.EXCHANGE, ensure=False), registry)

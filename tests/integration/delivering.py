@@ -16,9 +16,9 @@ from serving import serving
 
 from broker.delivery.runners import Runner
 from broker.delivery.settings import DeliverySettings, FenceSettings
-from broker.ingest.amqp import AmqpSettings
 from broker.processes.deliver import SHARD_LEASE, DeliverProcess
 from broker.processes.resources import Resources
+from broker.rabbitmq import AmqpSettings
 from broker.settings import ServeSettings, Settings
 from broker.storage import installation, leases, records
 from broker.storage.acceptance import DELIVERIES_CHANNEL

@@ -16,7 +16,6 @@ from pamqp.body import ContentBody
 from serving import serving
 
 from broker.delivery import amqp_frames
-from broker.delivery.amqp_connections import AmqpConnection
 from broker.delivery.amqp_frames import FRAME_MAX, PROTOCOL, method
 from broker.delivery.amqp_messages import AmqpMessage, message_of
 from broker.delivery.amqp_targets import AmqpTarget, Login, Server
@@ -376,7 +375,7 @@ async def test_what_is_given_up_is_told_nothing_and_the_connection_goes_on() -> 
 
 
 async def test_one_that_falls_silent_is_found_out_by_its_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(AmqpConnection.__init__, "__defaults__", (1,))
+    monkeypatch.setattr("broker.delivery.amqp_connections.HEARTBEAT_SECONDS", 1)
     beats = 0
 
     async def fall_silent(at: Playing) -> None:

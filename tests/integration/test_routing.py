@@ -17,12 +17,12 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from broker.ingest import amqp
-from broker.ingest.amqp import AmqpSettings
 from broker.ingest.consumer import IngestSettings, QueueConsumer
 from broker.ingest.publishing import message_of
 from broker.ingest.routing import Router
 from broker.ingest.turns import Turns
 from broker.ingest.wake import Waker
+from broker.rabbitmq import AmqpSettings
 from broker.storage import leases, routes
 from broker.storage.routes import IngestQueue
 from broker.tools.local.rabbitmq import RabbitMQ

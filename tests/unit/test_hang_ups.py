@@ -5,7 +5,7 @@ import asyncio
 import aiormq
 import pytest
 
-from broker.ingest.amqp import hang_ups
+from broker.rabbitmq import hang_ups
 
 
 @pytest.mark.parametrize(
