@@ -17,7 +17,7 @@ from pamqp import commands
 from pamqp.base import Frame
 
 from broker.delivery import amqp_frames
-from broker.delivery.amqp_frames import CHANNEL, Confirm, NotAmqp, Read
+from broker.delivery.amqp_frames import CHANNEL, Confirm, Content, NotAmqp, Read
 from broker.delivery.amqp_messages import AmqpMessage
 from broker.delivery.amqp_targets import AmqpTarget, Login
 from broker.delivery.exchanges import QueueExchange, SendError
@@ -129,7 +129,7 @@ class AmqpConnection(asyncio.Protocol):
         """
         self._write(amqp_frames.PROTOCOL)
         start = await self._next(commands.Connection.Start)
-        mechanism, response = self._proof(str(start.mechanisms).split())
+        mechanism, response = self._proof(start.mechanisms.split())
         properties = {"product": "Bode", "connection_name": self._login.name, "capabilities": _CAPABILITIES}
         answer = commands.Connection.StartOk(properties, mechanism, response)  # type: ignore[arg-type]  # a table
         self._write(amqp_frames.method(answer))
@@ -253,10 +253,10 @@ class AmqpConnection(asyncio.Protocol):
                 self._write(amqp_frames.method(commands.Channel.CloseOk(), channel))
                 self._end(reason)
                 self.close()
-            case Frame():
+            case Content():
+                self._returned(read.identity)
+            case _:
                 self._answered(read)
-            case _:  # the head of what is returned
-                self._returned(read.properties.message_id or "")
 
     def _answered(self, read: Frame) -> None:
         awaited, self._awaited = self._awaited, None

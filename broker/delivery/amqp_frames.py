@@ -2,7 +2,8 @@
 
 Names of queues, exchanges and virtual hosts are what RabbitMQ takes, any UTF-8 of up to 255 bytes; pamqp keeps to the
 narrower ones of the specification (1.1), so the methods that name something are written here. Content that comes in,
-which is what was returned, is of interest for its `message_id` only.
+which is what was returned, is of interest for its `message_id` only. Tables that come in are passed over unread: pamqp
+copies the rest of a table for each field, so that one frame of somebody else's making can take it many seconds.
 """
 
 import struct
@@ -28,6 +29,41 @@ _CONTENT: Final = struct.Struct(">HHQ")
 _ACK, _NACK = b"\x00\x3c\x00\x50", b"\x00\x3c\x00\x78"
 _NO_TABLE: Final = b"\0\0\0\0"
 NO_PROPERTIES: Final = b"\0\0"
+_START: Final = struct.pack(">I", commands.Connection.Start.index)
+_EXPECTED: Final[dict[bytes, type[Frame]]] = {
+    struct.pack(">I", kind.index): kind
+    for kind in (
+        commands.Connection.Tune,
+        commands.Connection.OpenOk,
+        commands.Connection.Blocked,
+        commands.Connection.Unblocked,
+        commands.Connection.Close,
+        commands.Connection.CloseOk,
+        commands.Channel.OpenOk,
+        commands.Channel.Close,
+        commands.Confirm.SelectOk,
+        commands.Queue.DeclareOk,
+        commands.Exchange.DeclareOk,
+        commands.Tx.SelectOk,
+        commands.Tx.RollbackOk,
+        commands.Basic.Return,
+    )
+}
+"""What a server has reason to say to a publisher, beside Connection.Start and confirms; no table is in it."""
+_LENGTH: Final = struct.Struct(">I")
+_MESSAGE_ID: Final = 1 << 7
+_SHORT, _TABLE, _OCTET = range(3)
+_BEFORE_MESSAGE_ID: Final = (
+    (1 << 15, _SHORT),  # content-type
+    (1 << 14, _SHORT),  # content-encoding
+    (1 << 13, _TABLE),  # headers
+    (1 << 12, _OCTET),  # delivery-mode
+    (1 << 11, _OCTET),  # priority
+    (1 << 10, _SHORT),  # correlation-id
+    (1 << 9, _SHORT),  # reply-to
+    (1 << 8, _SHORT),  # expiration
+)
+"""Properties that may stand before it, in their order (AMQP 0-9-1, 4.2.6.1)."""
 
 
 class NotAmqp(Exception):
@@ -45,7 +81,17 @@ class Confirm:
         self.taken = taken
 
 
-Read = Frame | header.ContentHeader | Confirm
+class Content:
+    """The head of content that comes in."""
+
+    __slots__ = ("identity",)
+
+    def __init__(self, identity: str) -> None:
+        self.identity = identity
+        """Its `message-id`; empty where it has none."""
+
+
+Read = Frame | Content | Confirm
 
 
 class Reader:
@@ -85,16 +131,44 @@ class Reader:
 def _read(payload: bytes, kind: int) -> Read:
     try:
         if kind == _HEADER:
-            content = header.ContentHeader()
-            content.unmarshal(payload)
-            return content
+            return Content(_identity(payload))
         method = payload[:4]
         if method in (_ACK, _NACK):
             tag, bits = _CONFIRM.unpack_from(payload, 4)
             return Confirm(tag, bool(bits & 1), method == _ACK)
-        return frame._unmarshal_method_frame(payload)
-    except Exception as error:  # whatever the library raises about bytes that somebody else chose
+        if method == _START:
+            return commands.Connection.Start(mechanisms=_mechanisms(payload))
+        read = _EXPECTED[method]()
+        read.unmarshal(payload[4:])
+        return read
+    except Exception as error:  # whatever is raised about bytes that somebody else chose
         raise NotAmqp from error
+
+
+def _mechanisms(payload: bytes) -> str:
+    """Of Connection.Start: version, a table of what the server is, mechanisms, locales."""
+    place = 6
+    place += _LENGTH.size + _LENGTH.unpack_from(payload, place)[0]
+    return _text(payload, place + _LENGTH.size, _LENGTH.unpack_from(payload, place)[0])
+
+
+def _identity(payload: bytes) -> str:
+    """The `message-id` in the head of content; what stands before it is passed over."""
+    (flags,) = struct.unpack_from(">H", payload, _CONTENT.size)
+    place = _CONTENT.size + 2
+    for flag, kind in _BEFORE_MESSAGE_ID:
+        if flags & flag:
+            if kind == _TABLE:
+                place += _LENGTH.size + _LENGTH.unpack_from(payload, place)[0]
+            else:
+                place += 1 + (payload[place] if kind == _SHORT else 0)
+    return _text(payload, place + 1, payload[place]) if flags & _MESSAGE_ID else ""
+
+
+def _text(payload: bytes, start: int, length: int) -> str:
+    if start + length > len(payload):
+        raise NotAmqp
+    return payload[start : start + length].decode()
 
 
 def method(content: Frame, channel: int = 0) -> bytes:

@@ -1,7 +1,9 @@
 """What a RabbitMQ says, cut up in any way, and what is no RabbitMQ at all."""
 
 import itertools
+import struct
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from pamqp import commands, frame, header
 from pamqp.base import Frame
 
 from broker.delivery import amqp_frames
-from broker.delivery.amqp_frames import FRAME_MAX, Confirm, NotAmqp, Reader
+from broker.delivery.amqp_frames import FRAME_MAX, Confirm, Content, NotAmqp, Reader
 from broker.delivery.amqp_messages import message_of
 
 SAID: list[tuple[int, Frame]] = [
@@ -52,7 +54,7 @@ def test_frames_with_nonsense_in_them_are_no_amqp(payload: bytes, kind: int) -> 
     reader = Reader()
     try:
         for _, read in reader.feed(amqp_frames._frame(kind, 1, payload)):
-            assert isinstance(read, Frame | header.ContentHeader | Confirm)
+            assert isinstance(read, Frame | Content | Confirm)
     except NotAmqp:
         pass
 
@@ -70,6 +72,46 @@ def test_frames_with_nonsense_in_them_are_no_amqp(payload: bytes, kind: int) -> 
 def test_what_is_surely_not_amqp_is_told_at_once(data: bytes) -> None:
     with pytest.raises(NotAmqp):
         list(Reader().feed(data))
+
+
+def test_tables_are_passed_over_unread() -> None:
+    """Whoever reads them takes seconds for one frame of many small fields, and nobody else's turn comes meanwhile."""
+    unreadable = (100_000).to_bytes(4, "big") + b"\xff" * 100_000
+    start = struct.pack(">I", commands.Connection.Start.index) + b"\0\x09" + unreadable + b"\0\0\0\x05PLAIN" + b"\0" * 4
+    [(_, read)] = Reader().feed(amqp_frames._frame(1, 0, start))
+    assert isinstance(read, commands.Connection.Start)
+    assert read.mechanisms == "PLAIN"
+    head = struct.pack(">HHQH", 60, 0, 0, 1 << 13 | 1 << 7) + unreadable + b"\x03een"
+    [(_, read)] = Reader().feed(amqp_frames._frame(2, 1, head))
+    assert isinstance(read, Content)
+    assert read.identity == "een"
+
+
+def test_methods_that_no_publisher_is_told_are_not_read() -> None:
+    table = {str(number): number for number in range(1000)}
+    for said in (commands.Queue.Declare(queue="q", arguments=table), commands.Connection.StartOk(table)):
+        with pytest.raises(NotAmqp):
+            list(Reader().feed(amqp_frames.method(said)))
+
+
+@given(st.sets(st.sampled_from(sorted(commands.Basic.Properties.flags))), st.text(max_size=60))
+def test_message_id_is_found_among_whatever_properties(names: set[str], identity: str) -> None:
+    values: dict[str, Any] = dict.fromkeys(names, "x") | {
+        name: value
+        for name, value in (
+            ("headers", {"a": 1}),
+            ("delivery_mode", 2),
+            ("priority", 3),
+            ("timestamp", datetime.fromtimestamp(1, UTC)),
+            ("message_id", identity),
+        )
+        if name in names
+    }
+    values.pop("cluster_id", None)  # which pamqp doesn't write
+    head = header.ContentHeader(properties=commands.Basic.Properties(**values))
+    [(_, read)] = Reader().feed(frame.marshal(head, 1))
+    assert isinstance(read, Content)
+    assert read.identity == values.get("message_id", "")
 
 
 @pytest.mark.parametrize("size", [0, 1, 4088, 4089, 100_000])
