@@ -28,6 +28,7 @@ IDLE_SECONDS: Final = 300.0
 HEARTBEAT_SECONDS: Final = 30
 _CLOSE_SECONDS: Final = 1.0
 _UNASKED_BYTES: Final = 1 << 20
+_UNREAD_BYTES: Final = 1 << 18
 _CAPABILITIES: Final = {
     "publisher_confirms": True,
     "basic.nack": True,
@@ -49,13 +50,15 @@ _REASONS: Final = {
 class _Pending:
     """A message that is under way."""
 
-    __slots__ = ("exchange", "identity", "returned", "timer")
+    __slots__ = ("exchange", "identity", "returned", "timer", "written")
 
     def __init__(self, exchange: QueueExchange, identity: str, timer: asyncio.TimerHandle) -> None:
         self.exchange: QueueExchange | None = exchange
         self.identity = identity
         self.timer = timer
         self.returned = False
+        self.written = 0
+        """Bytes on the connection up to its end."""
 
     def cancel(self) -> None:
         """Nobody waits for its end any more."""
@@ -188,6 +191,7 @@ class AmqpConnection(asyncio.Protocol):
         exchange._carrier = pending
         self._used = self._loop.time()
         self._write(method + amqp_frames.content(message.properties, message.body, self._frame_max))
+        pending.written = self._sent
 
     def retire(self) -> None:
         """Publish nothing more; it closes when what is under way has ended."""
@@ -276,9 +280,13 @@ class AmqpConnection(asyncio.Protocol):
                 pending.returned = True
 
     def _confirmed(self, confirm: Confirm) -> None:
-        self._confirmed_to = max(self._confirmed_to, confirm.tag)
         tags = [tag for tag in self._pending if tag <= confirm.tag] if confirm.multiple else [confirm.tag]
-        ended = [self._pending.pop(tag) for tag in tags if tag in self._pending]
+        tags = [tag for tag in tags if tag in self._pending]
+        if tags and not self._may_have_been_read(self._pending[tags[-1]]):
+            self._fail(Reason.NOT_AMQP)
+            return
+        self._confirmed_to = max(self._confirmed_to, min(confirm.tag, self._tag))
+        ended = [self._pending.pop(tag) for tag in tags]
         for pending in ended:
             if not confirm.taken:
                 pending.end(Reason.QUEUE_FULL)
@@ -286,6 +294,14 @@ class AmqpConnection(asyncio.Protocol):
                 pending.end(Reason.QUEUE_MISSING if pending.returned else None)
         self._used = self._heard
         self._close_when_done()
+
+    def _may_have_been_read(self, pending: _Pending) -> bool:
+        """Whether a message has left us. Who confirms without reading would have us keep whatever we write, for ever.
+
+        TLS adds to what waits to be written, but never as much again.
+        """
+        behind = self._sent - pending.written
+        return self.transport.get_write_buffer_size() <= 2 * behind + _UNREAD_BYTES
 
     # how it goes on, and ends
 
