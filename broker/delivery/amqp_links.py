@@ -1,17 +1,21 @@
 """The way to one RabbitMQ: a connection that is made when there is something to publish, and what waits for it.
 
 begin ─► no connection: wait, while one is made ─► published on it ─► confirmed, or a reason
-connection gone ─► the next one makes another
+connection gone ─► the next one makes another, but not at once where none could be made
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from broker.delivery.amqp_connections import AmqpConnection
 from broker.delivery.amqp_messages import AmqpMessage
 from broker.delivery.exchanges import QueueExchange, SendError
 from broker.delivery.outcomes import Reason
 from broker.telemetry import WORKER_ERRORS, log
+
+REST_SECONDS: Final = 0.5
+"""For what could not be reached: without it each of those who wait for it would try, one after the other."""
 
 Ended = Callable[[AmqpConnection], None]
 Dial = Callable[[Ended], Awaitable[AmqpConnection]]
@@ -56,6 +60,8 @@ class Link:
         self._waiting: list[_Waiting] = []
         self._making: asyncio.Task[None] | None = None
         self._retired = False
+        self._rests_until = 0.0
+        self._failure = Reason.CLOSED
 
     @property
     def idle(self) -> bool:
@@ -73,6 +79,9 @@ class Link:
         """
         if self._connection is not None:
             self._connection.publish(method, message, exchange, deadline)
+            return
+        if self._making is None and asyncio.get_running_loop().time() < self._rests_until:
+            exchange.failed(self._failure)
             return
         waiting = _Waiting(method, message, exchange, deadline)
         exchange._carrier = waiting
@@ -119,8 +128,10 @@ class Link:
         if made is None or reason is not None:
             if made is not None:
                 made.close()
+            self._failure = reason or Reason.CLOSED
+            self._rests_until = asyncio.get_running_loop().time() + REST_SECONDS
             self._told(self)
-            self._fail(waiting, reason or Reason.CLOSED)
+            self._fail(waiting, self._failure)
         else:
             self._connection = made
             self._publish(made, waiting)

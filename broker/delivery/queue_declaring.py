@@ -7,6 +7,7 @@ from typing import Final
 import aiormq
 from aio_pika.abc import AbstractConnection
 
+from broker.delivery.amqp_links import REST_SECONDS
 from broker.rabbitmq import AmqpSettings, connect, hang_ups
 from broker.telemetry import log
 
@@ -30,8 +31,14 @@ class Declarer:
         self._max_length = max_length
         self._connection: AbstractConnection | None = None
         self._connecting = asyncio.Lock()
+        self._rests_until = 0.0
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._users = 0
+
+    @property
+    def rests(self) -> bool:
+        """Whether RabbitMQ was away just before, so that it isn't asked now."""
+        return asyncio.get_running_loop().time() < self._rests_until
 
     async def see_to(self, queue: str) -> None:
         """See that a queue is there, and settled where it is new.
@@ -62,7 +69,13 @@ class Declarer:
             if self._connection is None or self._connection.is_closed:
                 if self._settings.url is None:
                     raise ConnectionError("this process has no RabbitMQ")
-                self._connection = await connect(self._settings, "bode deliver, declaring")
+                if self.rests:
+                    raise ConnectionError("RabbitMQ was away just before")
+                try:
+                    self._connection = await connect(self._settings, "bode deliver, declaring")
+                except Exception:
+                    self._rests_until = asyncio.get_running_loop().time() + REST_SECONDS
+                    raise
             return self._connection
 
     async def _declare(self, connection: AbstractConnection, queue: str) -> bool:

@@ -53,6 +53,8 @@ class Queues:
             self._publish(publishing)
         elif queue in self._unseen:
             self._unseen[queue].append(publishing)
+        elif self._declarer.rests:
+            publishing.failed(Reason.RABBITMQ)
         else:
             self._unseen[queue] = [publishing]
             task = asyncio.get_running_loop().create_task(self._see_to(queue))

@@ -443,7 +443,7 @@ async def test_through_a_proxy_it_goes_by_connect(own_url: str, remote: Provider
         assert [row["state"] for row in await ended(bode, made["id"], 1)] == ["delivered"]
         assert proxy.asked == [f"CONNECT 127.0.0.1:{remote.secure_port} HTTP/1.1"] * 2
         proxy.answer = lambda _: b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
-        connection = bode.process._remote_queues._links[UUID(made["id"])].connection
+        connection = bode.process._remote_queues._links[UUID(made["id"])]._connection
         assert connection is not None
         connection.close()
         await bode.publish(publisher, "a")
