@@ -5,7 +5,8 @@
 
 What the other side does is told to each message that is under way as a reason, and is never raised out of here. A
 confirm that doesn't come in time ends the connection, unless a later message was confirmed: what was written and not
-read may not arrive later.
+read may not arrive later. Where queues share the connection, the queue that it was for gets nothing more before it is
+confirmed after all: RabbitMQ stops reading a channel on which one queue leaves 32 messages unconfirmed.
 """
 
 import asyncio
@@ -26,6 +27,7 @@ from broker.delivery.outcomes import Reason
 IDLE_SECONDS: Final = 300.0
 """Longer than for HTTP, since a connection takes six round trips; heartbeats tell meanwhile whether it is alive."""
 HEARTBEAT_SECONDS: Final = 30
+OVERDUE_SECONDS: Final = 300.0
 _CLOSE_SECONDS: Final = 1.0
 _UNASKED_BYTES: Final = 1 << 20
 _UNREAD_BYTES: Final = 1 << 18
@@ -50,10 +52,11 @@ _REASONS: Final = {
 class _Pending:
     """A message that is under way."""
 
-    __slots__ = ("exchange", "identity", "returned", "timer", "written")
+    __slots__ = ("exchange", "identity", "method", "returned", "timer", "written")
 
-    def __init__(self, exchange: QueueExchange, identity: str, timer: asyncio.TimerHandle) -> None:
+    def __init__(self, exchange: QueueExchange, method: bytes, identity: str, timer: asyncio.TimerHandle) -> None:
         self.exchange: QueueExchange | None = exchange
+        self.method = method
         self.identity = identity
         self.timer = timer
         self.returned = False
@@ -81,7 +84,14 @@ class AmqpConnection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, login: Login, ended: Callable[["AmqpConnection"], None], heartbeat: int | None = None) -> None:
+    def __init__(
+        self,
+        login: Login,
+        ended: Callable[["AmqpConnection"], None],
+        heartbeat: int | None = None,
+        *,
+        shared: bool = False,
+    ) -> None:
         """Make one.
 
         Args:
@@ -89,6 +99,7 @@ class AmqpConnection(asyncio.Protocol):
             ended: told once, when nothing can be published on it any more.
             heartbeat: seconds, unless the other side wants fewer; after twice as long of silence it ends. None: the
                 usual 30.
+            shared: by queues that have nothing to do with each other.
         """
         self._login = login
         self._heartbeat = HEARTBEAT_SECONDS if heartbeat is None else heartbeat
@@ -96,6 +107,9 @@ class AmqpConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._reader = amqp_frames.Reader()
         self._pending: dict[int, _Pending] = {}
+        self._shared = shared
+        self._overdue: dict[int, tuple[bytes, float]] = {}
+        """Messages that were given up and may still be confirmed, where to, and since when."""
         self._tag = 0
         self._confirmed_to = 0
         self._frame_max = amqp_frames.FRAME_MAX
@@ -185,9 +199,12 @@ class AmqpConnection(asyncio.Protocol):
         if self._blocked or not self.usable:
             exchange.failed(Reason.BLOCKED if self._blocked else Reason.CLOSED)
             return
+        if self._overdue and any(method == where for where, _ in self._overdue.values()):
+            exchange.failed(Reason.TIMEOUT)
+            return
         self._tag += 1
         timer = self._loop.call_at(deadline, self._late, self._tag)
-        pending = self._pending[self._tag] = _Pending(exchange, message.identity, timer)
+        pending = self._pending[self._tag] = _Pending(exchange, method, message.identity, timer)
         exchange._carrier = pending
         self._used = self._loop.time()
         self._write(method + amqp_frames.content(message.properties, message.body, self._frame_max))
@@ -287,6 +304,8 @@ class AmqpConnection(asyncio.Protocol):
             return
         self._confirmed_to = max(self._confirmed_to, min(confirm.tag, self._tag))
         ended = [self._pending.pop(tag) for tag in tags]
+        for tag in [tag for tag in self._overdue if tag == confirm.tag or (confirm.multiple and tag < confirm.tag)]:
+            del self._overdue[tag]
         for pending in ended:
             if not confirm.taken:
                 pending.end(Reason.QUEUE_FULL)
@@ -330,6 +349,8 @@ class AmqpConnection(asyncio.Protocol):
         reason = Reason.BLOCKED if self._blocked else Reason.TIMEOUT
         if tag < self._confirmed_to:  # it was read, as a later one was: a queue without a majority of its nodes
             if (pending := self._pending.pop(tag, None)) is not None:
+                if self._shared:
+                    self._overdue[tag] = (pending.method, self._loop.time())
                 pending.end(reason)
                 self._close_when_done()
         elif tag in self._pending:
@@ -340,6 +361,8 @@ class AmqpConnection(asyncio.Protocol):
         now = self._loop.time()
         if now - self._heard > 2 * seconds:
             self._fail(Reason.CLOSED)
+        elif self._overdue and now - next(iter(self._overdue.values()))[1] > OVERDUE_SECONDS:
+            self._fail(Reason.TIMEOUT)  # it will hardly be confirmed any more, and its queue may be well
         elif not self._pending and now - self._used > IDLE_SECONDS:
             self.close()
         else:

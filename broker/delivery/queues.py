@@ -96,7 +96,7 @@ class Queues:
             place = await Place.of(self._settings)
             login = Login(place.virtual_host, place.user, "bode deliver")
             _, connection = await asyncio.get_running_loop().create_connection(
-                lambda: AmqpConnection(login, ended, self._settings.heartbeat_seconds),
+                lambda: AmqpConnection(login, ended, self._settings.heartbeat_seconds, shared=True),
                 place.host,
                 place.port,
                 ssl=place.context,
