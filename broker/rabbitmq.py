@@ -5,7 +5,7 @@ import ssl
 from base64 import b64decode
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import aio_pika
@@ -57,7 +57,7 @@ class Place:
     host: str
     port: int
     virtual_host: str
-    user: tuple[str, str] | None
+    user: tuple[str, str] | None = field(repr=False)
     """Name and password; None: known by our certificate (SASL EXTERNAL)."""
     context: ssl.SSLContext | None
 

@@ -24,14 +24,14 @@ _URL: Final = re.compile(
     r"(?::(?P<port>[0-9]{1,5}))?"
     r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*)?"
     r"(?:\?(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*)?",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 _AMQP_URL: Final = re.compile(
     r"(?P<scheme>amqps?)://"
     r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?\.?))"
     r"(?::(?P<port>[0-9]{1,5}))?"
     r"(?:/(?P<virtual_host>(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*))?",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 _AMQP_EXPECTED: Final = (
     "must be amqps://host[:port][/virtual host], percent-encoded, without user and password: they go in sinkCredential"

@@ -49,6 +49,10 @@ class Login(NamedTuple):
     name: str
     """That our connection shows under there."""
 
+    def __repr__(self) -> str:
+        """Nothing of the password."""
+        return f"Login({self.name})"
+
 
 @dataclass(frozen=True, slots=True)
 class AmqpTarget:

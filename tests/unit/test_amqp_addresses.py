@@ -1,8 +1,10 @@
 """Addresses within RabbitMQ, and URLs of RabbitMQs."""
 
 import pytest
+from pydantic import SecretStr
 
-from broker.delivery.amqp_targets import Server
+from broker.delivery.amqp_targets import Login, Server
+from broker.rabbitmq import AmqpSettings, Place
 from schemas.amqp_addresses import Address, InvalidAddress
 from schemas.problems import InvalidInput
 from subscriptions.sink_urls import SinkRules
@@ -71,6 +73,8 @@ def test_urls_of_rabbitmqs_are_taken(url: str, server: tuple[bool, str, int, str
         ("amqps://rabbit.example.nl/%ff", "sink"),
         (f"amqps://rabbit.example.nl/{'x' * 256}", "sink"),
         ("amqps://rabbit..example.nl", "sink"),
+        ("amqps://\u017fpecial.example.nl", "sink"),  # which is an s where case makes no difference
+        ("amqp\u017f://rabbit.example.nl", "sink"),
         ("amqp://rabbit.example.nl", "sink-insecure"),
         ("amqps://10.0.0.1", "sink-forbidden"),
     ],
@@ -81,3 +85,9 @@ def test_other_urls_are_refused(url: str, code: str) -> None:
     [param] = raised.value.params
     assert (param.name, param.code) == ("/sink", code)
     assert "geheim" not in param.reason
+
+
+async def test_who_we_are_can_be_shown_without_the_password() -> None:
+    place = await Place.of(AmqpSettings(url=SecretStr("amqp://bode:geheim@127.0.0.1/")))
+    assert place.user == ("bode", "geheim")
+    assert "geheim" not in repr((place, Login("/", place.user, "bode")))
