@@ -4,8 +4,8 @@
                           └─try_out─► closed          └──anything unexpected──► failed, with all that is on it
 
 What the other side does is told to each message that is under way as a reason, and is never raised out of here. A
-confirm that doesn't come in time ends the connection, unless a later message was confirmed: what was written and not
-read may not arrive later. Where queues share the connection, the queue that it was for gets nothing more before it is
+confirm that doesn't come in time ends the connection, unless a later message was confirmed: what hasn't left us is not
+to arrive later. Where queues share the connection, the queue that it was for gets nothing more before it is
 confirmed after all: RabbitMQ stops reading a channel on which one queue leaves 32 messages unconfirmed.
 """
 
