@@ -1,4 +1,4 @@
-"""One connection to a provider's RabbitMQ, with one channel, for publishing with confirms.
+"""One connection to a RabbitMQ, a provider's or the broker's own, with one channel, for publishing with confirms.
 
     dialled ─log_in─► logged in ─publishes─► publishing ──close, or nothing to do──► closed
                           └─try_out─► closed          └──anything unexpected──► failed, with all that is on it
@@ -11,7 +11,9 @@ confirmed after all: RabbitMQ stops reading a channel on which one queue leaves 
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
+from itertools import takewhile
 from typing import Any, Final
 
 from pamqp import commands
@@ -110,6 +112,8 @@ class AmqpConnection(asyncio.Protocol):
         self._shared = shared
         self._overdue: dict[int, tuple[bytes, float]] = {}
         """Messages that were given up and may still be confirmed, where to, and since when."""
+        self._sick: Counter[bytes] = Counter()
+        """Where to, and how many of them."""
         self._tag = 0
         self._confirmed_to = 0
         self._frame_max = amqp_frames.FRAME_MAX
@@ -199,7 +203,7 @@ class AmqpConnection(asyncio.Protocol):
         if self._blocked or not self.usable:
             exchange.failed(Reason.BLOCKED if self._blocked else Reason.CLOSED)
             return
-        if self._overdue and any(method == where for where, _ in self._overdue.values()):
+        if method in self._sick:
             exchange.failed(Reason.TIMEOUT)
             return
         self._tag += 1
@@ -297,15 +301,17 @@ class AmqpConnection(asyncio.Protocol):
                 pending.returned = True
 
     def _confirmed(self, confirm: Confirm) -> None:
-        tags = [tag for tag in self._pending if tag <= confirm.tag] if confirm.multiple else [confirm.tag]
-        tags = [tag for tag in tags if tag in self._pending]
+        tags = _confirmed(confirm, self._pending)
         if tags and not self._may_have_been_read(self._pending[tags[-1]]):
             self._fail(Reason.NOT_AMQP)
             return
         self._confirmed_to = max(self._confirmed_to, min(confirm.tag, self._tag))
         ended = [self._pending.pop(tag) for tag in tags]
-        for tag in [tag for tag in self._overdue if tag == confirm.tag or (confirm.multiple and tag < confirm.tag)]:
-            del self._overdue[tag]
+        for tag in _confirmed(confirm, self._overdue):
+            where, _ = self._overdue.pop(tag)
+            self._sick[where] -= 1
+            if not self._sick[where]:
+                del self._sick[where]
         for pending in ended:
             if not confirm.taken:
                 pending.end(Reason.QUEUE_FULL)
@@ -351,6 +357,7 @@ class AmqpConnection(asyncio.Protocol):
             if (pending := self._pending.pop(tag, None)) is not None:
                 if self._shared:
                     self._overdue[tag] = (pending.method, self._loop.time())
+                    self._sick[pending.method] += 1
                 pending.end(reason)
                 self._close_when_done()
         elif tag in self._pending:
@@ -399,3 +406,10 @@ class AmqpConnection(asyncio.Protocol):
         self._told(self)
         for each in pending.values():
             each.end(reason)
+
+
+def _confirmed(confirm: Confirm, waiting: Mapping[int, object]) -> list[int]:
+    """Which of those that wait, by tag and in its order, are confirmed."""
+    if confirm.multiple:
+        return list(takewhile(lambda tag: tag <= confirm.tag, waiting))
+    return [confirm.tag] if confirm.tag in waiting else []

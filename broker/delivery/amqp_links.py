@@ -1,7 +1,9 @@
 """The way to one RabbitMQ: a connection that is made when there is something to publish, and what waits for it.
 
-begin ─► no connection: wait, while one is made ─► published on it ─► confirmed, or a reason
-connection gone ─► the next one makes another, but not at once where none could be made
+    begin ─► no connection: wait, while one is made ─► published on it ─► confirmed, or a reason
+             connection gone ─► the next one makes another, but not at once where none could be made
+
+Each subscription at a provider's RabbitMQ has one, and each process one to the broker's own, for all queues there.
 """
 
 import asyncio

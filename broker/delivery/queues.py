@@ -22,6 +22,8 @@ from broker.delivery.queue_declaring import Declarer
 from broker.rabbitmq import AmqpSettings, Place
 from broker.telemetry import WORKER_ERRORS, log
 
+MOST_UNCONFIRMED: Final = 24
+"""Attempts under way for one queue: where 32 messages of one are unconfirmed RabbitMQ stops reading for all of them."""
 _OF_THE_QUEUE: Final = frozenset({Reason.QUEUE_FULL, Reason.QUEUE_MISSING})
 """What the provider answers for; all else is the broker's own matter."""
 
@@ -61,8 +63,8 @@ class Queues:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def close(self) -> None:
-        """Close the connection."""
+    def close(self) -> None:
+        """Close the connection, and make no other."""
         for task in self._tasks:
             task.cancel()
         self._link.close()

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from broker.delivery.lanes import RunQueue
 from broker.delivery.pace import BreakerState, Pace
+from broker.delivery.queues import MOST_UNCONFIRMED
 from broker.delivery.recorder import Recorder
 from broker.delivery.replay_runs import ReplayRun
 from broker.delivery.sender import Sink
@@ -292,7 +293,10 @@ class Runners:
         known = self._paces.get(config.key)
         if known is None or known[0] != config.sink or (known[1].noted and since is None):
             self._forget_pace(config.key)
-            known = self._paces[config.key] = (config.sink, Pace(self._settings.concurrency))
+            most = self._settings.concurrency
+            if config.queue is not None:
+                most = min(most, MOST_UNCONFIRMED)
+            known = self._paces[config.key] = (config.sink, Pace(most))
         pace = known[1]
         pace.per_minute = config.allowed_rate
         if since is not None:

@@ -200,13 +200,13 @@ class DeliverProcess:
                 await self._recorder.drained()
                 await self._replays.released(range(self._shards))
                 await self._leasing.leave()
-                await self._queues.close()
         except (TimeoutError, *DATABASE_TROUBLE) as error:
             log().warning("shutdown-incomplete", error=type(error).__name__, unrecorded=self._recorder.unrecorded)
 
     def close(self) -> None:
         """Close connections to sinks."""
         self._authorizer.close()
+        self._queues.close()
         self._remote_queues.close()
         self._client.close()
         self._fence.close()

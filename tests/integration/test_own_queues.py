@@ -23,7 +23,7 @@ async def own_queues(port: int, *seen: str, seconds: float = 5) -> AsyncIterator
     try:
         yield made
     finally:
-        await made.close()
+        made.close()
 
 
 async def put(own: Queues, queue: str) -> Reason | None:

@@ -48,7 +48,7 @@ async def subscribe(bode: Delivering, publisher: Publisher, **members: Any) -> A
 
 
 async def test_notifications_go_into_the_queue_signed_persistent_and_in_order(url: str, rabbitmq: RabbitMQ) -> None:
-    async with delivering(url, amqp=rabbitmq.url()) as bode, channel(rabbitmq) as at:
+    async with delivering(url, amqp=rabbitmq.url(), concurrency=200) as bode, channel(rabbitmq) as at:
         publisher = await bode.own_types()
         made = await subscribe(bode, publisher, subscriberReference="afdeling")
         oin = made["organisation"]
@@ -57,6 +57,9 @@ async def test_notifications_go_into_the_queue_signed_persistent_and_in_order(ur
         await bode.publish(publisher, *(f"s{number % 5}" for number in range(60)))
         rows = await ended(bode, made["id"], 60)
         assert {(row["state"], row["attempts"], row["status"]) for row in rows} == {("delivered", 1, None)}
+        pace = bode.process._engine._runners.pace_of((await bode.row(UUID(made["id"])))["key"])
+        assert pace is not None
+        assert pace.concurrency < 32, "else RabbitMQ may stop reading for all queues"
         messages = await taken(at, made["queue"], 60)
         events = [json.loads(message.body) for message in messages]
         came = [int(event["subscriptionsequence"]) for event in events]
