@@ -179,6 +179,19 @@ class Delivering(Broker):
         told = ",".join(str(row[0]) for row in keys)
         await self.pool.execute("SELECT pg_notify($1, $2)", DELIVERIES_CHANNEL, told)
 
+    async def delivered(self, identity: UUID, count: int, seconds: float = 40) -> list[int]:
+        """Wait until so many are delivered, and nothing else is there; gives how many attempts each took."""
+        statement = (
+            "SELECT d.state::text, d.attempts FROM deliveries d JOIN subscriptions s ON s.key = d.subscription "
+            "WHERE s.id = $1 ORDER BY d.sequence"
+        )
+        async with asyncio.timeout(seconds):
+            while True:
+                rows = await self.pool.fetch(statement, identity)
+                if [row["state"] for row in rows] == ["delivered"] * count:
+                    return [row["attempts"] for row in rows]
+                await asyncio.sleep(0.05)
+
     async def tried(self, identity: UUID, state: str = "", seconds: float = 20) -> asyncpg.Record:
         """Wait until the delivery of a subscription was tried, and is in this state if one is given."""
         statement = (

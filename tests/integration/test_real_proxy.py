@@ -71,20 +71,6 @@ async def hindered(bode: Delivering, identity: UUID) -> Pace:
     return pace
 
 
-async def delivered(bode: Delivering, identity: UUID, count: int) -> list[int]:
-    """Wait until all are delivered; gives how many attempts each took."""
-    statement = (
-        "SELECT d.state::text, d.attempts FROM deliveries d JOIN subscriptions s ON s.key = d.subscription "
-        "WHERE s.id = $1 ORDER BY d.sequence"
-    )
-    async with asyncio.timeout(40):
-        while True:
-            rows = await bode.pool.fetch(statement, identity)
-            if [row["state"] for row in rows] == ["delivered"] * count:
-                return [row["attempts"] for row in rows]
-            await asyncio.sleep(0.05)
-
-
 async def failures(bode: Delivering, identity: UUID) -> list[str]:
     """Reasons of the attempts that failed, as the provider can see them."""
     key = (await bode.row(identity))["key"]
@@ -100,7 +86,7 @@ async def test_handshake_token_and_notifications_go_through_it(
     async with proxy.running(sink.port, server.port, password=password):
         identity = await bode.active(publisher, sink.url("/"), sinkCredential=client(server), sinkTls=TLS)
         await bode.publish(publisher, *"abcde")
-        assert await delivered(bode, identity, 5) == [1] * 5
+        assert await bode.delivered(identity, 5) == [1] * 5
     assert {asked.method for asked in sink.asked} == {"OPTIONS", "POST"}
     assert {asked.one("authorization") for asked in sink.asked} == {"Bearer een"}
     assert not any(asked.all("proxy-authorization") for asked in (*sink.asked, *server.asked))
@@ -120,7 +106,7 @@ async def test_a_wrong_password_costs_neither_delivery_nor_sink(
         assert (pace.failures, pace.failing_since) == (0, None)
         assert not sink.of("POST", "/")
     async with proxy.running(sink.port, password=PASSWORD):
-        assert await delivered(bode, identity, 1) == [1]
+        assert await bode.delivered(identity, 1) == [1]
     assert await failures(bode, identity) == []
 
 
@@ -150,7 +136,7 @@ async def test_a_sink_that_it_cannot_reach_fails_and_no_other_sink_waits_for_it(
         for identity in lost:
             assert (await bode.tried(identity))["reason"] == "connection-refused"
         await bode.publish(other, "a")
-        assert await delivered(bode, well, 1) == [1]
+        assert await bode.delivered(well, 1) == [1]
 
 
 async def test_a_sink_that_lets_nobody_in_has_timed_out(
@@ -195,7 +181,7 @@ async def test_when_it_is_killed_nothing_is_lost_and_what_was_not_sent_counts_fo
     async with proxy.running(sink.port, password=PASSWORD) as process:
         identity = await bode.active(publisher, sink.url("/"), sinkTls=TLS)
         await bode.publish(publisher, *"abc")
-        await delivered(bode, identity, 3)
+        await bode.delivered(identity, 3)
         await bode.publish(publisher, "vast")
         await came.wait()
         process.kill()
@@ -205,7 +191,7 @@ async def test_when_it_is_killed_nothing_is_lost_and_what_was_not_sent_counts_fo
         await hindered(bode, identity)
     async with proxy.running(sink.port, password=PASSWORD):
         await bode.publish(publisher, *(f"weer{number}" for number in range(20)))
-        attempts = await delivered(bode, identity, 44)
+        attempts = await bode.delivered(identity, 44)
     under_way = attempts.pop(3)  # it is made again, and on a slow machine that is another attempt
     assert (under_way, await failures(bode, identity)) in [(1, []), (2, ["connection-closed"])]
     assert attempts == [1] * 43

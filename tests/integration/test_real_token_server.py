@@ -97,18 +97,6 @@ def asks(sink: RawSink, server: TokenServer, *, once: bool = False) -> list[str]
     return taken
 
 
-async def attempts(bode: Delivering, identity: UUID, count: int) -> list[int]:
-    """Wait until all are delivered; gives how many attempts each took."""
-    statement = (
-        "SELECT d.attempts FROM deliveries d JOIN subscriptions s ON s.key = d.subscription "
-        "WHERE s.id = $1 AND d.state = 'delivered'"
-    )
-    async with asyncio.timeout(30):
-        while len(rows := await bode.pool.fetch(statement, identity)) < count:
-            await asyncio.sleep(0.02)
-    return [row["attempts"] for row in rows]
-
-
 @pytest.mark.parametrize(
     ("client_id", "shown", "tls"),
     [
@@ -126,7 +114,7 @@ async def test_a_client_gets_one_token_for_handshake_and_many_notifications(
     given = credential(server, client_id, authentication=client_id, **shown)
     identity = await bode.active(publisher, sink.url("/"), sinkCredential=given, sinkTls=TLS | tls)
     await bode.publish(publisher, *"abcdefgh")
-    assert await attempts(bode, identity, 8) == [1] * 8
+    assert await bode.delivered(identity, 8) == [1] * 8
     assert len(set(taken)) == 1
     assert await server.wait_for(client_id, 1) == [{"client": client_id, "grant": "client_credentials"}]
     said = await server.introspect(taken[0])
@@ -146,7 +134,7 @@ async def test_a_short_token_is_renewed_while_notifications_go_on(
             sent += 1
             await sink.wait_for("POST", "/", sent)
             await asyncio.sleep(0.2)
-    assert await attempts(bode, identity, sent) == [1] * sent
+    assert await bode.delivered(identity, sent) == [1] * sent
     assert taken == sorted(taken, key=list(dict.fromkeys(taken)).index)  # nothing goes back to the former
     told = await server.wait_for("kort", len(set(taken)))
     assert told == [{"client": "kort", "grant": "client_credentials"}] * len(set(taken))
@@ -168,7 +156,7 @@ async def trade(
         identity = await bode.active(publisher, sink.url("/"), sinkCredential=given, sinkTls=TLS)
         for number in range(1, 4):
             await bode.publish(publisher, f"p{number}")
-            assert await attempts(bode, identity, number) == [1] * number
+            assert await bode.delivered(identity, number) == [1] * number
         assert len(set(taken)) == 3
         await server.wait_for(client_id, 3)
         assert server.of(client_id) == [{"client": client_id, "grant": "refresh_token"}] * 3
