@@ -301,13 +301,13 @@ class AmqpConnection(asyncio.Protocol):
                 pending.returned = True
 
     def _confirmed(self, confirm: Confirm) -> None:
-        tags = _confirmed(confirm, self._pending)
+        tags = _covered(confirm, self._pending)
         if tags and not self._may_have_been_read(self._pending[tags[-1]]):
             self._fail(Reason.NOT_AMQP)
             return
         self._confirmed_to = max(self._confirmed_to, min(confirm.tag, self._tag))
         ended = [self._pending.pop(tag) for tag in tags]
-        for tag in _confirmed(confirm, self._overdue):
+        for tag in _covered(confirm, self._overdue):
             where, _ = self._overdue.pop(tag)
             self._sick[where] -= 1
             if not self._sick[where]:
@@ -408,7 +408,7 @@ class AmqpConnection(asyncio.Protocol):
             each.end(reason)
 
 
-def _confirmed(confirm: Confirm, waiting: Mapping[int, object]) -> list[int]:
+def _covered(confirm: Confirm, waiting: Mapping[int, object]) -> list[int]:
     """Which of those that wait, by tag and in its order, are confirmed."""
     if confirm.multiple:
         return list(takewhile(lambda tag: tag <= confirm.tag, waiting))

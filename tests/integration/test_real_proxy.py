@@ -183,7 +183,8 @@ async def test_when_it_is_killed_nothing_is_lost_and_what_was_not_sent_counts_fo
         await bode.publish(publisher, *"abc")
         await bode.delivered(identity, 3)
         await bode.publish(publisher, "vast")
-        await came.wait()
+        async with asyncio.timeout(30):
+            await came.wait()
         process.kill()
         await process.wait()
         held.set()
